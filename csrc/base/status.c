@@ -1,4 +1,3 @@
-#define _GNU_SOURCE /* strerror_r that returns its text */
 #include "base/status.h"
 
 #include <stdio.h>

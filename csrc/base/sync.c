@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "base/sync.h"
 
 #include <assert.h>
@@ -6,6 +5,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -110,6 +110,50 @@ fm_wake_wait(fm_wake *wake, unsigned seen, fm_deadline deadline)
         status = FM_INTERRUPTED;
     atomic_fetch_sub(&wake->sleepers, 1);
     return status;
+}
+
+/* --- waking a poll loop --- */
+
+fm_status
+fm_waker_init(fm_waker *waker)
+{
+    atomic_init(&waker->signaled, false);
+    waker->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    return waker->fd < 0 ? FM_SYSTEM : FM_OK;
+}
+
+void
+fm_waker_fini(fm_waker *waker)
+{
+    if (waker->fd >= 0)
+        close(waker->fd);
+    waker->fd = -1;
+}
+
+void
+fm_waker_signal(fm_waker *waker)
+{
+    uint64_t one = 1;
+
+    if (atomic_exchange(&waker->signaled, true))
+        return;
+    /* Can only fail when the counter is full, and then it is readable. */
+    if (write(waker->fd, &one, sizeof(one)) < 0)
+        return;
+}
+
+void
+fm_waker_drain(fm_waker *waker)
+{
+    uint64_t count;
+
+    if (!atomic_load(&waker->signaled))
+        return;
+    if (read(waker->fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+        return;
+    /* After the read: a signal in between is lost as a wake-up, but its
+     * sender's work is there to be seen when the loop looks, below. */
+    atomic_exchange(&waker->signaled, false);
 }
 
 /* --- threads --- */

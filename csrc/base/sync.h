@@ -68,6 +68,18 @@ void fm_wake_all(fm_wake *wake);
 FM_MUST_CHECK fm_status fm_wake_wait(
     fm_wake *wake, unsigned seen, fm_deadline deadline);
 
+/* A descriptor that a poll loop watches and that any thread can make
+ * readable. Signals that come before the loop looks are one signal. */
+typedef struct fm_waker {
+    int fd;               /* an eventfd */
+    atomic_bool signaled; /* spares the system call of the second signal */
+} fm_waker;
+
+FM_MUST_CHECK fm_status fm_waker_init(fm_waker *waker);
+void fm_waker_fini(fm_waker *waker);
+void fm_waker_signal(fm_waker *waker); /* never blocks */
+void fm_waker_drain(fm_waker *waker);  /* before looking for what was asked */
+
 /* A native thread with all signals blocked and a 1 MiB stack. `name` (at most
  * 15 characters) is what ps and gdb show. */
 typedef struct fm_thread {
