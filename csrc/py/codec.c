@@ -1,0 +1,76 @@
+#include "py/codec.h"
+
+/* Most messages fit, so that the buffer does not grow by steps. */
+enum { FIRST_ROOM = 4000 };
+
+int
+fm_codec_init(fm_codec *codec)
+{
+    memset(codec, 0, sizeof(*codec));
+    return 0;
+}
+
+int
+fm_codec_traverse(fm_codec *codec, visitproc visit, void *arg)
+{
+    Py_VISIT(codec->to_primitive);
+    return 0; /* strings are in no cycle */
+}
+
+void
+fm_codec_clear(fm_codec *codec)
+{
+    size_t i;
+
+    Py_CLEAR(codec->to_primitive);
+    for (i = 0; i < FM_KEY_SETS; i++) {
+        Py_CLEAR(codec->keys[i][0]);
+        Py_CLEAR(codec->keys[i][1]);
+    }
+}
+
+PyObject *
+fm_py_encode(PyObject *module, PyObject *payload)
+{
+    PyObject *result = NULL;
+    fm_buf out = { 0 };
+
+    if (fm_buf_reserve(&out, FIRST_ROOM) != FM_OK)
+        return PyErr_NoMemory();
+    if (fm_codec_encode(fm_codec_of(module), payload, &out) == 0)
+        result = PyBytes_FromStringAndSize(
+            (const char *)out.data, (Py_ssize_t)out.len);
+    fm_buf_fini(&out);
+    return result;
+}
+
+PyObject *
+fm_py_dumps(PyObject *module, PyObject *value)
+{
+    PyObject *result = NULL;
+    fm_buf out = { 0 };
+
+    if (fm_buf_reserve(&out, FIRST_ROOM) != FM_OK)
+        return PyErr_NoMemory();
+    if (fm_codec_dumps(fm_codec_of(module), value, &out) == 0) {
+        result = PyUnicode_New((Py_ssize_t)out.len, 127);
+        if (result != NULL)
+            memcpy(PyUnicode_1BYTE_DATA(result), out.data, out.len);
+    }
+    fm_buf_fini(&out);
+    return result;
+}
+
+PyObject *
+fm_py_decode(PyObject *module, PyObject *body)
+{
+    PyObject *result;
+    Py_buffer view;
+
+    if (PyObject_GetBuffer(body, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    result = fm_codec_decode(
+        fm_codec_of(module), view.buf, (size_t)view.len);
+    PyBuffer_Release(&view);
+    return result;
+}
