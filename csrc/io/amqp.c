@@ -252,8 +252,8 @@ fm_amqp_put_start_ok(fm_buf *buf, const fm_introduction *who)
         bool_entry("consumer_cancel_notify", true),
         bool_entry("publisher_confirms", true),
     };
-    amqp_table_t capability_table = { .num_entries = sizeof(capabilities) /
-                                                     sizeof(capabilities[0]),
+    amqp_table_t capability_table = { .num_entries = sizeof(capabilities)
+            / sizeof(capabilities[0]),
         .entries = capabilities };
     amqp_table_entry_t properties[5];
     amqp_connection_start_ok_t method = { .locale = text("en_US") };
@@ -486,8 +486,8 @@ fm_amqp_list_has(fm_slice list, const char *name)
     for (size_t i = 0; i <= list.len; i++) {
         if (i < list.len && list.data[i] != ' ')
             continue;
-        if (i - start == name_len && name_len > 0 &&
-            memcmp(list.data + start, name, name_len) == 0)
+        if (i - start == name_len && name_len > 0
+            && memcmp(list.data + start, name, name_len) == 0)
             return true;
         start = i + 1;
     }
@@ -512,8 +512,8 @@ bool_of(fm_slice table, const char *name)
     fm_field field;
     bool value = false;
 
-    return fm_field_find(table, name, &field) == FM_OK &&
-           fm_field_bool(&field, &value) && value;
+    return fm_field_find(table, name, &field) == FM_OK
+        && fm_field_bool(&field, &value) && value;
 }
 
 fm_status
@@ -525,17 +525,17 @@ fm_amqp_get_start(const uint8_t *payload, size_t len, fm_start *out)
     fm_field field;
     fm_cursor cursor;
 
-    if (!begin(payload, len, FM_METHOD_CONNECTION_START, &cursor) ||
-        !fm_cursor_u8(&cursor, &start.major) ||
-        !fm_cursor_u8(&cursor, &start.minor) ||
-        !fm_cursor_long_text(&cursor, &properties) ||
-        !fm_cursor_long_text(&cursor, &start.mechanisms) ||
-        !fm_cursor_long_text(&cursor, &start.locales))
+    if (!begin(payload, len, FM_METHOD_CONNECTION_START, &cursor)
+        || !fm_cursor_u8(&cursor, &start.major)
+        || !fm_cursor_u8(&cursor, &start.minor)
+        || !fm_cursor_long_text(&cursor, &properties)
+        || !fm_cursor_long_text(&cursor, &start.mechanisms)
+        || !fm_cursor_long_text(&cursor, &start.locales))
         return FM_BAD_FRAME;
     start.product = text_of(properties, "product");
     start.version = text_of(properties, "version");
-    if (fm_field_find(properties, "capabilities", &field) == FM_OK &&
-        field.kind == FM_KIND_TABLE)
+    if (fm_field_find(properties, "capabilities", &field) == FM_OK
+        && field.kind == FM_KIND_TABLE)
         capabilities = field.value;
     start.can_auth_failure_close =
         bool_of(capabilities, "authentication_failure_close");
@@ -553,10 +553,10 @@ fm_amqp_get_tune(const uint8_t *payload, size_t len, fm_tune *out)
     fm_tune tune;
     fm_cursor cursor;
 
-    if (!begin(payload, len, FM_METHOD_CONNECTION_TUNE, &cursor) ||
-        !fm_cursor_u16(&cursor, &tune.channel_max) ||
-        !fm_cursor_u32(&cursor, &tune.frame_max) ||
-        !fm_cursor_u16(&cursor, &tune.heartbeat_s))
+    if (!begin(payload, len, FM_METHOD_CONNECTION_TUNE, &cursor)
+        || !fm_cursor_u16(&cursor, &tune.channel_max)
+        || !fm_cursor_u32(&cursor, &tune.frame_max)
+        || !fm_cursor_u16(&cursor, &tune.heartbeat_s))
         return FM_BAD_FRAME;
     *out = tune;
     return FM_OK;
@@ -568,12 +568,12 @@ fm_amqp_get_close(const uint8_t *payload, size_t len, fm_close *out)
     fm_close closed;
     fm_cursor cursor;
 
-    if (!begin(payload, len, FM_METHOD_CONNECTION_CLOSE, &cursor) &&
-        !begin(payload, len, FM_METHOD_CHANNEL_CLOSE, &cursor))
+    if (!begin(payload, len, FM_METHOD_CONNECTION_CLOSE, &cursor)
+        && !begin(payload, len, FM_METHOD_CHANNEL_CLOSE, &cursor))
         return FM_BAD_FRAME;
-    if (!fm_cursor_u16(&cursor, &closed.code) ||
-        !fm_cursor_short_text(&cursor, &closed.text) ||
-        !fm_cursor_u32(&cursor, &closed.method_id))
+    if (!fm_cursor_u16(&cursor, &closed.code)
+        || !fm_cursor_short_text(&cursor, &closed.text)
+        || !fm_cursor_u32(&cursor, &closed.method_id))
         return FM_BAD_FRAME;
     *out = closed;
     return FM_OK;
@@ -598,10 +598,10 @@ fm_amqp_get_declare_ok(const uint8_t *payload, size_t len, fm_declare_ok *out)
     fm_declare_ok declared;
     fm_cursor cursor;
 
-    if (!begin(payload, len, FM_METHOD_QUEUE_DECLARE_OK, &cursor) ||
-        !fm_cursor_short_text(&cursor, &declared.queue) ||
-        !fm_cursor_u32(&cursor, &declared.message_count) ||
-        !fm_cursor_u32(&cursor, &declared.consumer_count))
+    if (!begin(payload, len, FM_METHOD_QUEUE_DECLARE_OK, &cursor)
+        || !fm_cursor_short_text(&cursor, &declared.queue)
+        || !fm_cursor_u32(&cursor, &declared.message_count)
+        || !fm_cursor_u32(&cursor, &declared.consumer_count))
         return FM_BAD_FRAME;
     *out = declared;
     return FM_OK;
@@ -616,13 +616,13 @@ fm_amqp_get_consumer_tag(
     uint32_t id;
     fm_cursor cursor;
 
-    if (fm_amqp_method_id(payload, len, &id) != FM_OK ||
-        (id != FM_METHOD_BASIC_CONSUME_OK && id != FM_METHOD_BASIC_CANCEL_OK &&
-            id != FM_METHOD_BASIC_CANCEL))
+    if (fm_amqp_method_id(payload, len, &id) != FM_OK
+        || (id != FM_METHOD_BASIC_CONSUME_OK && id != FM_METHOD_BASIC_CANCEL_OK
+            && id != FM_METHOD_BASIC_CANCEL))
         return FM_BAD_FRAME;
     cursor = fm_cursor_over(payload + 4, len - 4);
-    if (!fm_cursor_short_text(&cursor, &found) ||
-        (id == FM_METHOD_BASIC_CANCEL && !fm_cursor_u8(&cursor, &bits)))
+    if (!fm_cursor_short_text(&cursor, &found)
+        || (id == FM_METHOD_BASIC_CANCEL && !fm_cursor_u8(&cursor, &bits)))
         return FM_BAD_FRAME;
     *tag = found;
     if (nowait != NULL)
@@ -636,11 +636,11 @@ fm_amqp_get_return(const uint8_t *payload, size_t len, fm_returned *out)
     fm_returned returned;
     fm_cursor cursor;
 
-    if (!begin(payload, len, FM_METHOD_BASIC_RETURN, &cursor) ||
-        !fm_cursor_u16(&cursor, &returned.code) ||
-        !fm_cursor_short_text(&cursor, &returned.text) ||
-        !fm_cursor_short_text(&cursor, &returned.exchange) ||
-        !fm_cursor_short_text(&cursor, &returned.routing_key))
+    if (!begin(payload, len, FM_METHOD_BASIC_RETURN, &cursor)
+        || !fm_cursor_u16(&cursor, &returned.code)
+        || !fm_cursor_short_text(&cursor, &returned.text)
+        || !fm_cursor_short_text(&cursor, &returned.exchange)
+        || !fm_cursor_short_text(&cursor, &returned.routing_key))
         return FM_BAD_FRAME;
     *out = returned;
     return FM_OK;
@@ -651,8 +651,8 @@ fm_amqp_get_blocked(const uint8_t *payload, size_t len, fm_slice *reason)
 {
     fm_cursor cursor;
 
-    if (!begin(payload, len, FM_METHOD_CONNECTION_BLOCKED, &cursor) ||
-        !fm_cursor_short_text(&cursor, reason))
+    if (!begin(payload, len, FM_METHOD_CONNECTION_BLOCKED, &cursor)
+        || !fm_cursor_short_text(&cursor, reason))
         return FM_BAD_FRAME;
     return FM_OK;
 }
@@ -663,8 +663,8 @@ fm_amqp_get_flow(const uint8_t *payload, size_t len, bool *active)
     uint8_t bits;
     fm_cursor cursor;
 
-    if (!begin(payload, len, FM_METHOD_CHANNEL_FLOW, &cursor) ||
-        !fm_cursor_u8(&cursor, &bits))
+    if (!begin(payload, len, FM_METHOD_CHANNEL_FLOW, &cursor)
+        || !fm_cursor_u8(&cursor, &bits))
         return FM_BAD_FRAME;
     *active = (bits & 1) != 0;
     return FM_OK;

@@ -61,8 +61,8 @@ fm_field_next(fm_cursor *rest, fm_field *out)
 
     if (fm_cursor_left(&cursor) == 0)
         return FM_NOT_FOUND;
-    if (!fm_cursor_short_text(&cursor, &field.name) ||
-        !take_value(&cursor, &field))
+    if (!fm_cursor_short_text(&cursor, &field.name)
+        || !take_value(&cursor, &field))
         return FM_BAD_FRAME;
     *rest = cursor;
     *out = field;
@@ -93,8 +93,8 @@ fm_field_find(fm_slice table, const char *name, fm_field *out)
     fm_status status;
 
     while ((status = fm_field_next(&rest, &field)) == FM_OK) {
-        if (field.name.len == name_len &&
-            memcmp(field.name.data, name, name_len) == 0) {
+        if (field.name.len == name_len
+            && memcmp(field.name.data, name, name_len) == 0) {
             *out = field;
             return FM_OK;
         }

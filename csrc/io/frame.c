@@ -34,8 +34,8 @@ static const char compression[] = "compression";
 static bool
 is_known_type(uint8_t type)
 {
-    return type == FM_FRAME_METHOD || type == FM_FRAME_HEADER ||
-           type == FM_FRAME_BODY || type == FM_FRAME_HEARTBEAT;
+    return type == FM_FRAME_METHOD || type == FM_FRAME_HEADER
+        || type == FM_FRAME_BODY || type == FM_FRAME_HEARTBEAT;
 }
 
 fm_status
@@ -160,8 +160,8 @@ static inline size_t
 header_len(const fm_publication *p)
 {
     /* class, weight, body size, flags; the properties */
-    size_t len = 2 + 2 + 8 + 2 + sizeof(content_type) +
-                 sizeof(content_encoding) + (4 + headers_len(p)) + 1 + 1;
+    size_t len = 2 + 2 + 8 + 2 + sizeof(content_type) + sizeof(content_encoding)
+        + (4 + headers_len(p)) + 1 + 1;
 
     return p->expiration.len == 0 ? len : len + 1 + p->expiration.len;
 }
@@ -172,8 +172,8 @@ fm_frame_publish_size(uint32_t frame_max, const fm_publication *p)
     size_t piece = frame_max - FM_FRAME_OVERHEAD;
     size_t frames = p->body.len / piece + (p->body.len % piece != 0);
 
-    return publish_len(p) + header_len(p) + p->body.len +
-           (2 + frames) * FM_FRAME_OVERHEAD;
+    return publish_len(p) + header_len(p) + p->body.len
+        + (2 + frames) * FM_FRAME_OVERHEAD;
 }
 
 static uint8_t *
@@ -191,8 +191,8 @@ store_publish(uint8_t *at, uint16_t channel, const fm_publication *p)
 static uint8_t *
 store_header(uint8_t *at, uint16_t channel, const fm_publication *p)
 {
-    uint16_t flags = HAS_CONTENT_TYPE | HAS_CONTENT_ENCODING | HAS_HEADERS |
-                     HAS_DELIVERY_MODE | HAS_PRIORITY;
+    uint16_t flags = HAS_CONTENT_TYPE | HAS_CONTENT_ENCODING | HAS_HEADERS
+        | HAS_DELIVERY_MODE | HAS_PRIORITY;
 
     if (p->expiration.len > 0)
         flags |= HAS_EXPIRATION;
@@ -227,10 +227,10 @@ fm_frame_put_publish(
     uint8_t *at;
 
     assert(frame_max >= FM_FRAME_MAX_LEAST);
-    if (p->exchange.len > SHORT_TEXT_MOST ||
-        p->routing_key.len > SHORT_TEXT_MOST ||
-        p->expiration.len > SHORT_TEXT_MOST ||
-        p->compression.len > SHORT_TEXT_MOST)
+    if (p->exchange.len > SHORT_TEXT_MOST
+        || p->routing_key.len > SHORT_TEXT_MOST
+        || p->expiration.len > SHORT_TEXT_MOST
+        || p->compression.len > SHORT_TEXT_MOST)
         return FM_TOO_LARGE;
     status = fm_buf_reserve(out, fm_frame_publish_size(frame_max, p));
     if (status != FM_OK)
@@ -311,12 +311,12 @@ fm_frame_parse_deliver(const uint8_t *payload, size_t len, fm_deliver *out)
     uint32_t id;
     uint8_t bits;
 
-    if (!fm_cursor_u32(&cursor, &id) || id != FM_METHOD_BASIC_DELIVER ||
-        !fm_cursor_short_text(&cursor, &deliver.consumer_tag) ||
-        !fm_cursor_u64(&cursor, &deliver.delivery_tag) ||
-        !fm_cursor_u8(&cursor, &bits) ||
-        !fm_cursor_short_text(&cursor, &deliver.exchange) ||
-        !fm_cursor_short_text(&cursor, &deliver.routing_key))
+    if (!fm_cursor_u32(&cursor, &id) || id != FM_METHOD_BASIC_DELIVER
+        || !fm_cursor_short_text(&cursor, &deliver.consumer_tag)
+        || !fm_cursor_u64(&cursor, &deliver.delivery_tag)
+        || !fm_cursor_u8(&cursor, &bits)
+        || !fm_cursor_short_text(&cursor, &deliver.exchange)
+        || !fm_cursor_short_text(&cursor, &deliver.routing_key))
         return FM_BAD_FRAME;
     deliver.redelivered = (bits & 1) != 0;
     *out = deliver;
@@ -329,11 +329,11 @@ skip_ids(fm_cursor *cursor, uint16_t flags)
 {
     fm_slice skipped;
 
-    if ((flags & HAS_CORRELATION_ID) != 0 &&
-        !fm_cursor_short_text(cursor, &skipped))
+    if ((flags & HAS_CORRELATION_ID) != 0
+        && !fm_cursor_short_text(cursor, &skipped))
         return false;
-    return (flags & HAS_REPLY_TO) == 0 ||
-           fm_cursor_short_text(cursor, &skipped);
+    return (flags & HAS_REPLY_TO) == 0
+        || fm_cursor_short_text(cursor, &skipped);
 }
 
 fm_status
@@ -343,21 +343,21 @@ fm_frame_parse_header(const uint8_t *payload, size_t len, fm_content *out)
     fm_content content = { 0 };
     uint16_t class_id, weight, flags;
 
-    if (!fm_cursor_u16(&cursor, &class_id) || class_id != CLASS_BASIC ||
-        !fm_cursor_u16(&cursor, &weight) ||
-        !fm_cursor_u64(&cursor, &content.body_size) ||
-        !fm_cursor_u16(&cursor, &flags) || (flags & HAS_MORE_FLAGS) != 0)
+    if (!fm_cursor_u16(&cursor, &class_id) || class_id != CLASS_BASIC
+        || !fm_cursor_u16(&cursor, &weight)
+        || !fm_cursor_u64(&cursor, &content.body_size)
+        || !fm_cursor_u16(&cursor, &flags) || (flags & HAS_MORE_FLAGS) != 0)
         return FM_BAD_FRAME;
     content.has_content_type = (flags & HAS_CONTENT_TYPE) != 0;
     content.has_content_encoding = (flags & HAS_CONTENT_ENCODING) != 0;
     content.has_headers = (flags & HAS_HEADERS) != 0;
     content.has_expiration = (flags & HAS_EXPIRATION) != 0;
 
-    if (content.has_content_type &&
-        !fm_cursor_short_text(&cursor, &content.content_type))
+    if (content.has_content_type
+        && !fm_cursor_short_text(&cursor, &content.content_type))
         return FM_BAD_FRAME;
-    if (content.has_content_encoding &&
-        !fm_cursor_short_text(&cursor, &content.content_encoding))
+    if (content.has_content_encoding
+        && !fm_cursor_short_text(&cursor, &content.content_encoding))
         return FM_BAD_FRAME;
     if (content.has_headers && !fm_cursor_long_text(&cursor, &content.headers))
         return FM_BAD_FRAME;
@@ -367,8 +367,8 @@ fm_frame_parse_header(const uint8_t *payload, size_t len, fm_content *out)
         return FM_BAD_FRAME;
     if (!skip_ids(&cursor, flags))
         return FM_BAD_FRAME;
-    if (content.has_expiration &&
-        !fm_cursor_short_text(&cursor, &content.expiration))
+    if (content.has_expiration
+        && !fm_cursor_short_text(&cursor, &content.expiration))
         return FM_BAD_FRAME;
     /* Nobody here asks for what follows: message id, timestamp and so on. */
     *out = content;
@@ -383,9 +383,9 @@ fm_frame_parse_ack(const uint8_t *payload, size_t len, fm_confirm *out)
     uint64_t tag;
     uint8_t bits;
 
-    if (!fm_cursor_u32(&cursor, &id) ||
-        (id != FM_METHOD_BASIC_ACK && id != FM_METHOD_BASIC_NACK) ||
-        !fm_cursor_u64(&cursor, &tag) || !fm_cursor_u8(&cursor, &bits))
+    if (!fm_cursor_u32(&cursor, &id)
+        || (id != FM_METHOD_BASIC_ACK && id != FM_METHOD_BASIC_NACK)
+        || !fm_cursor_u64(&cursor, &tag) || !fm_cursor_u8(&cursor, &bits))
         return FM_BAD_FRAME;
     out->tag = tag;
     out->multiple = (bits & 1) != 0;

@@ -48,7 +48,8 @@ typedef struct fm_session {
  * readable, or the broker ended the stream or is shutting down (code 320);
  * FM_SYSTEM, FM_TLS, FM_NO_MEMORY. `error` names the step, never a
  * credential. The socket stays the caller's, and is of no further use unless
- * FM_OK. On FM_OK *out is written, with fm_session_fini() to come. */
+ * FM_OK. On FM_OK *out is written, with fm_session_fini() to come, and unsent
+ * bytes have two heartbeats' time (fm_socket_set_user_timeout()). */
 FM_MUST_CHECK fm_status fm_handshake(fm_socket *sock, const fm_login *login,
     fm_deadline deadline, int cancel_fd, fm_session *out, fm_error *error);
 

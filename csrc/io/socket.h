@@ -1,5 +1,4 @@
-/* A non-blocking byte stream to the broker, plain or TLS; the one door to
- * OpenSSL.
+/* A non-blocking byte stream to the broker, plain or TLS.
  *
  * fm_socket_connect() and fm_socket_wait() block and belong to a short-lived
  * thread (and the resolver, which cannot be interrupted, runs on one of its
@@ -15,6 +14,7 @@
 #include "base/attrs.h"
 #include "base/status.h"
 #include "base/sync.h"
+#include "io/tls.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -26,25 +26,6 @@ typedef struct fm_endpoint {
     const char *host; /* name, IPv4 or IPv6 address (without brackets) */
     uint16_t port;
 } fm_endpoint;
-
-typedef enum fm_tls_version {
-    FM_TLS_ANY = 0, /* no limit of ours on this side */
-    FM_TLS_1_2,
-    FM_TLS_1_3
-} fm_tls_version;
-
-/* Strings are borrowed for the call; NULL or empty: not given. */
-typedef struct fm_tls_options {
-    bool enabled;
-    bool verify_peer; /* against ca_file, or the system's CAs without one */
-    bool verify_host; /* the certificate names the host or IP address */
-    bool fips;        /* only algorithms that a FIPS provider offers */
-    const char *ca_file;
-    const char *cert_file;      /* client certificate with its chain, PEM */
-    const char *key_file;       /* its key; not given: look into cert_file */
-    fm_tls_version min_version; /* never below 1.2 */
-    fm_tls_version max_version;
-} fm_tls_options;
 
 /* Resolve, connect, and agree on TLS (`tls` NULL or not enabled: plain).
  *
@@ -73,9 +54,12 @@ void fm_socket_fork_parent(fm_socket *sock);
 int fm_socket_fd(const fm_socket *sock);
 bool fm_socket_is_tls(const fm_socket *sock);
 
+/* "host:port", for texts; lives as long as the socket. */
+const char *fm_socket_peer(const fm_socket *sock);
+
 /* Read what is there, up to `cap` > 0 bytes. FM_OK: *n > 0. FM_AGAIN: nothing
- * there. FM_CLOSED: the peer ended the stream. FM_SYSTEM, FM_TLS: it broke;
- * `error` (may be NULL) says how, and so does every later call. */
+ * there. FM_CLOSED: the peer ended the stream. FM_SYSTEM, FM_TLS: it broke, and
+ * no later call will do better; `error` (may be NULL) says how. */
 FM_MUST_CHECK fm_status fm_socket_try_read(
     fm_socket *sock, void *buf, size_t cap, size_t *n, fm_error *error);
 
