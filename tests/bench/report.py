@@ -1,0 +1,250 @@
+"""What the benchmark concludes from its samples, and how it prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import cases
+
+# Figures of one run: medians[row name][contender name][key].
+Medians = dict[str, dict[str, dict[str, float]]]
+
+RESULT_KEYS = ("rate", "p50_us", "p99_us", "client_cpu_us", "server_cpu_us")
+
+
+def medians(samples: dict[str, dict[str, list[dict[str, float]]]]) -> Medians:
+    """Return the median over the rounds of each figure of each row."""
+    return {
+        row: {
+            name: {
+                key: statistics.median(sample[key] for sample in rounds)
+                for key in rounds[0]
+            }
+            for name, rounds in by_name.items()
+        }
+        for row, by_name in samples.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One line of what must be reached; the ratio of two measurements, or a count."""
+
+    title: str
+    at_most: bool  # else at least
+    must: float
+    aim: float
+    measured: float | None  # None: this run has not measured it
+
+    def is_met(self, bound: float) -> bool:
+        """Tell whether the measured value is on the right side of a bound."""
+        if self.measured is None:
+            return False
+        if self.at_most:
+            return self.measured <= bound
+        return self.measured >= bound
+
+    @property
+    def verdict(self) -> str:
+        """Tell in a word or two what was met."""
+        if self.measured is None:
+            return "not measured"
+        if self.is_met(self.aim):
+            return "aim"
+        return "must" if self.is_met(self.must) else "MISSED"
+
+
+def figures(
+    measured: Medians,
+    reference: str,
+    codec: dict[str, dict[str, float]],
+    resources: dict[str, Any],
+) -> list[Figure]:
+    """Compare fastmsg with the reference, the floor and json.
+
+    :param reference: the stock contender that waits without polling.
+    """
+
+    def ratio(row: str, key: str, other: str) -> float | None:
+        ours = measured.get(row, {}).get("fastmsg", {}).get(key)
+        theirs = measured.get(row, {}).get(other, {}).get(key)
+        return ours / theirs if ours is not None and theirs else None
+
+    def worst(key: str) -> float | None:
+        rows = (f"call-{threads}-2k" for threads in cases.THREADS)
+        ratios = [ratio(row, key, reference) for row in rows]
+        return max((each for each in ratios if each is not None), default=None)
+
+    def speed_up(step: str) -> float | None:
+        times = codec.get("2k", {})
+        if f"fastmsg_{step}_us" not in times:
+            return None
+        return times[f"json_{step}_us"] / times[f"fastmsg_{step}_us"]
+
+    def connections() -> float | None:
+        counts = [peer["tcp"] for peer in resources.get("fastmsg", {}).values()]
+        return max(counts, default=None)
+
+    def rss(role: str) -> float | None:
+        try:
+            return (
+                resources["fastmsg"][role]["rss"] / resources[reference][role]["rss"]
+            )
+        except KeyError:
+            return None
+
+    lone = "call-1-200"
+    p50 = "call p50, 1 thread, 200 B"
+    return [
+        Figure(f"{p50} / floor", True, 1.6, 1.3, ratio(lone, "p50_us", "floor")),
+        Figure(f"{p50} / stock", True, 0.40, 0.30, ratio(lone, "p50_us", reference)),
+        *(
+            Figure(
+                f"calls/s, {threads} threads, 2 kB / stock",
+                False,
+                5,
+                8,
+                ratio(f"call-{threads}-2k", "rate", reference),
+            )
+            for threads in (16, 64)
+        ),
+        *(
+            Figure(
+                f"casts/s to the last handled, {threads} / stock",
+                False,
+                must,
+                aim,
+                ratio(row, "rate", reference),
+            )
+            for row, threads, must, aim in (
+                ("cast-1-2k", "1 thread", 2.5, 3.5),
+                ("cast-16-2k", "16 threads", 3.5, 6),
+            )
+        ),
+        Figure(
+            "client CPU per call, 2 kB, worst of 1, 16, 64 threads / stock",
+            True,
+            1 / 5,
+            1 / 8,
+            worst("client_cpu_us"),
+        ),
+        Figure(
+            "server CPU per call, 2 kB, worst of 1, 16, 64 threads / stock",
+            True,
+            1 / 3,
+            1 / 4,
+            worst("server_cpu_us"),
+        ),
+        Figure("encode 2 kB, speed / json twice", False, 5, 8, speed_up("encode")),
+        Figure("decode 2 kB, speed / json twice", False, 3.5, 4.5, speed_up("decode")),
+        Figure("TCP connections, 64 threads calling", True, 2, 2, connections()),
+        Figure("RSS of the client / stock", True, 1, 0.7, rss("client")),
+        Figure("RSS of the server / stock", True, 1, 0.7, rss("server")),
+    ]
+
+
+def table(header: list[str], lines: Iterable[list[str]]) -> str:
+    """Return a table: the first column to the left, the others to the right."""
+    rows = [header, *lines]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+
+    def fit(row: list[str]) -> str:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row, widths)][1:]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([fit(header), rule, *(fit(row) for row in rows[1:])])
+
+
+def figures_table(all_figures: list[Figure]) -> str:
+    """Return what must be reached and what was."""
+    return table(
+        ["figure", "must", "aim", "measured", "met"],
+        (
+            [
+                figure.title,
+                _bound(figure, figure.must),
+                _bound(figure, figure.aim),
+                "-" if figure.measured is None else f"{figure.measured:.2f}",
+                figure.verdict,
+            ]
+            for figure in all_figures
+        ),
+    )
+
+
+def _bound(figure: Figure, bound: float) -> str:
+    return f"{'<=' if figure.at_most else '>='} {bound:.3g}"
+
+
+def rows_table(measured: Medians, labels: dict[str, str], reference: str) -> str:
+    """Return the medians of all rows, with ratios to the reference and the floor."""
+    lines: list[list[str]] = []
+    for row in cases.ROWS:
+        by_name = measured.get(row.name)
+        if by_name is None:
+            continue
+        lines.append([row.title] + [""] * 8)
+        for name, figure in by_name.items():
+            lines.append(
+                [
+                    f"  {labels[name]}",
+                    f"{figure['rate']:,.0f}",
+                    f"{figure['p50_us']:,.0f}",
+                    f"{figure['p99_us']:,.0f}",
+                    _number(figure.get("client_cpu_us")),
+                    _number(figure.get("server_cpu_us")),
+                    _number(figure.get("broker_cpu_us")),
+                    _times(figure["rate"], by_name.get(reference, {}).get("rate")),
+                    _times(figure["p50_us"], by_name.get("floor", {}).get("p50_us")),
+                ]
+            )
+    header = ["", "per s", "p50 us", "p99 us", "client", "server", "broker"]
+    return table([*header, "rate/stock", "p50/floor"], lines)
+
+
+def resources_table(
+    resources: dict[str, dict[str, dict[str, Any]]], labels: dict[str, str]
+) -> str:
+    """Return memory, threads and connections of each driver's two processes."""
+    header = ["", "RSS MiB", "threads", "TCP connections", "channels"]
+    return table(
+        header,
+        (
+            [
+                f"{labels[name]}, {role}",
+                f"{peer['rss'] / 1024:.1f}",
+                str(peer["threads"]),
+                str(peer["tcp"]),
+                str(peer.get("channels", "?")),
+            ]
+            for name, by_role in resources.items()
+            for role, peer in by_role.items()
+        ),
+    )
+
+
+def codec_table(codec: dict[str, dict[str, float]]) -> str:
+    """Return the cost of the envelope alone."""
+    header = ["envelope, us", "json twice", "fastmsg", "json/fastmsg"]
+    lines = []
+    for size, times in codec.items():
+        for step in ("encode", "decode"):
+            theirs = times[f"json_{step}_us"]
+            ours = times.get(f"fastmsg_{step}_us")
+            ratio = "-" if ours is None else f"{theirs / ours:.1f}"
+            cells = [f"{step} {size}", _number(theirs, 2), _number(ours, 2), ratio]
+            lines.append(cells)
+    return table(header, lines)
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _times(value: float, other: float | None) -> str:
+    return "-" if not other else f"{value / other:.2f}"

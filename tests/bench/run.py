@@ -1,0 +1,321 @@
+"""Compare oslo-fastmsg with the stock driver and with what cannot be beaten.
+
+All contenders keep their processes for the whole run and take turns row by
+row, so that whatever else the machine does meets them alike. Without
+TRANSPORT_URL a private RabbitMQ is started, and stopped at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import fnmatch
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cases
+import codec
+import contenders
+import processes
+import report
+
+HERE = pathlib.Path(__file__).resolve().parent
+WARM_UP_S = 0.3
+SETTLE_S = 0.05
+
+Samples = dict[str, dict[str, list[contenders.Sample]]]
+
+
+def main() -> int:
+    """Run the benchmark; return the exit status."""
+    options = parse_options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        broker, list_channels = stack.enter_context(open_broker(options.url))
+        started: list[contenders.Contender] = []
+        stack.callback(contenders.close_all, started)
+        notes = start_contenders(options, broker, started)
+        for note in notes:
+            say(f"note: {note}")
+        samples, resources = measure_rounds(options, broker, started)
+        add_channels(resources, list_channels)
+    envelopes = codec.measure() if options.codec else {}
+
+    labels = {each.name: each.label for each in started}
+    reference = "stock-blocking" if "stock-blocking" in labels else "stock"
+    measured = report.medians(samples)
+    figures = report.figures(measured, reference, envelopes, resources)
+    print_report(measured, labels, reference, resources, envelopes, figures)
+
+    document = {
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "machine": describe_machine(),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "wire_bytes": {
+            size: len(cases.envelope(cases.request(size))) for size in cases.SIZES
+        },
+        "labels": labels,
+        "reference": reference,
+        "notes": notes,
+        "samples": samples,
+        "medians": measured,
+        "resources": resources,
+        "envelope": envelopes,
+        "figures": [
+            dataclasses.asdict(figure) | {"met": figure.verdict} for figure in figures
+        ],
+    }
+    path = options.out / "bench.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    say(f"\nwritten: {path}")
+    if importlib.util.find_spec("matplotlib") is None:
+        say("no plot: matplotlib is missing (tests/bench/requirements.txt)")
+    else:
+        import plot
+
+        plot.draw(measured, labels, options.out / "bench.png")
+        say(f"written: {options.out / 'bench.png'}")
+
+    missed = [figure for figure in figures if not figure.is_met(figure.must)]
+    if options.check and missed:
+        say(f"{len(missed)} of {len(figures)} figures are not reached")
+        return 1
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    names = ", ".join(contender_makers(argparse.Namespace(fast_scheme="", stock_python="")))
+    add("--url", default=os.environ.get("TRANSPORT_URL"), help="a broker of yours")
+    add("--rounds", type=int, help="turns of each contender in each row (3)")
+    add("--seconds", type=float, help="duration of one turn (1.0)")
+    add("--rows", default="*", help="names or patterns: call-1-200,call-*-2k,cast-*")
+    add("--drivers", default="", help=f"of {names} (all)")
+    add("--quick", action="store_true", help="one round of 0.4 s each")
+    add("--check", action="store_true", help="fail when a figure misses its must")
+    add("--no-codec", dest="codec", action="store_false", help="skip the envelope")
+    add("--out", type=pathlib.Path, default=HERE / "out", help="directory of results")
+    add("--fast-scheme", default="fastmsg", help="URL scheme of the driver on trial")
+    add(
+        "--stock-python",
+        default=sys.executable,
+        help="an interpreter with another release of oslo.messaging, for stock",
+    )
+    options = parser.parse_args()
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.seconds = options.seconds or (0.4 if options.quick else 1.0)
+    patterns = options.rows.split(",")
+    options.rows = [
+        row
+        for row in cases.ROWS
+        if any(fnmatch.fnmatch(row.name, pattern) for pattern in patterns)
+    ]
+    if not options.rows:
+        parser.error("no such rows; there are " + ", ".join(r.name for r in cases.ROWS))
+    known = contender_makers(options)
+    options.drivers = options.drivers.split(",") if options.drivers else list(known)
+    for name in options.drivers:
+        if name not in known:
+            parser.error(f"no such driver: {name}")
+    return options
+
+
+def contender_makers(
+    options: argparse.Namespace,
+) -> dict[str, Callable[[], contenders.Contender]]:
+    """Return how to make each contender, by name and in the order of the turns."""
+
+    def stock(name: str, label: str, blocking: bool) -> contenders.Contender:
+        return contenders.OsloContender(
+            name, label, "rabbit", python=options.stock_python, blocking_wait=blocking
+        )
+
+    return {
+        "floor": lambda: contenders.FloorContender("floor", "floor (rabbitmq-c)"),
+        "layer-client": lambda: contenders.LayerContender(
+            "layer-client", "oslo.messaging's client alone", "null://client"
+        ),
+        "layer": lambda: contenders.LayerContender(
+            "layer", "oslo.messaging's client and server alone", "null://server"
+        ),
+        "stock": lambda: stock("stock", "stock as installed", False),
+        "stock-blocking": lambda: stock(
+            "stock-blocking", "stock, blocking reply wait (patched)", True
+        ),
+        "fastmsg": lambda: contenders.OsloContender(
+            "fastmsg", "fastmsg", options.fast_scheme
+        ),
+    }
+
+
+@contextlib.contextmanager
+def open_broker(
+    url: str | None,
+) -> Iterator[tuple[contenders.Broker, Callable[[], dict[int, int]] | None]]:
+    """Give the broker, and a function for its channels by client port, if any."""
+    if url is not None:
+        yield contenders.Broker.at(url), None
+        return
+    raise SystemExit("no private broker yet")
+
+
+def start_contenders(
+    options: argparse.Namespace,
+    broker: contenders.Broker,
+    started: list[contenders.Contender],
+) -> list[str]:
+    """Start whom the options name; return what the reader has to know about them."""
+    notes = []
+    makers = contender_makers(options)
+    polls = None  # not known yet
+    for name in options.drivers:
+        if name == "stock-blocking" and polls is False:
+            continue  # it would be the same thing twice
+        contender = makers[name]()
+        say(f"starting {contender.label}")
+        try:
+            contender.start(broker, options.out)
+        except contenders.MissingError as error:
+            notes.append(str(error))
+            continue
+        started.append(contender)
+        if name == "stock" and isinstance(contender, contenders.OsloContender):
+            polls = contender.polls
+            contender.label = f"stock as installed ({contender.release})"
+            if not polls:
+                notes.append(
+                    f"oslo.messaging {contender.release} waits for replies without"
+                    " polling: as installed it is the stock driver with a blocking"
+                    " wait, so there is no patched one"
+                )
+    if broker.pid is None:
+        notes.append("the broker is not on this machine: no CPU figures of it")
+    return notes
+
+
+def measure_rounds(
+    options: argparse.Namespace,
+    broker: contenders.Broker,
+    started: list[contenders.Contender],
+) -> tuple[Samples, dict[str, Any]]:
+    """Run all rows for each contender, round by round, and show what comes."""
+    for contender in started:
+        for operation in contender.operations:
+            row = cases.Row(operation, 4, "200")
+            contender.measure(row, WARM_UP_S, broker)
+
+    samples: Samples = {row.name: {} for row in options.rows}
+    resources: dict[str, Any] = {}
+    last_call = [row for row in options.rows if row.operation == "call"][-1:]
+    for turn in range(options.rounds):
+        for row in options.rows:
+            shown = []
+            # Each starts once in a while, so none always follows the same one.
+            first = turn % len(started)
+            for contender in started[first:] + started[:first]:
+                if not contender.takes(row):
+                    continue
+                sample = contender.measure(row, options.seconds, broker)
+                samples[row.name].setdefault(contender.name, []).append(sample)
+                shown.append(f"{contender.name} {sample['rate']:,.0f}/s")
+                time.sleep(SETTLE_S)
+                if turn == 0 and [row] == last_call:
+                    look_at_resources(contender, broker, resources)
+            say(f"round {turn + 1}/{options.rounds}  {row.title}: " + ", ".join(shown))
+    in_order = {
+        row: {each.name: by_name[each.name] for each in started if each.name in by_name}
+        for row, by_name in samples.items()
+    }
+    return in_order, resources
+
+
+def look_at_resources(
+    contender: contenders.Contender,
+    broker: contenders.Broker,
+    resources: dict[str, Any],
+) -> None:
+    """Note memory, threads and connections of a driver's processes."""
+    if not isinstance(contender, contenders.OsloContender):
+        return
+    for role, peer in (("client", contender.client), ("server", contender.server)):
+        assert peer is not None
+        ports = processes.local_ports(peer.pid, broker.port)
+        resources.setdefault(contender.name, {})[role] = {
+            **processes.memory_kib(peer.pid),
+            "threads": processes.threads(peer.pid),
+            "tcp": len(ports),
+            "ports": ports,
+        }
+
+
+def add_channels(
+    resources: dict[str, Any], list_channels: Callable[[], dict[int, int]] | None
+) -> None:
+    """Add to each process the number of its channels, as the broker sees them."""
+    channels = list_channels() if list_channels is not None else None
+    for by_role in resources.values():
+        for peer in by_role.values():
+            ports = peer.pop("ports")
+            if channels is not None:
+                peer["channels"] = sum(channels.get(port, 0) for port in ports)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    model = "unknown"
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "cpu": model,
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def print_report(
+    measured: report.Medians,
+    labels: dict[str, str],
+    reference: str,
+    resources: dict[str, Any],
+    envelopes: dict[str, dict[str, float]],
+    figures: list[report.Figure],
+) -> None:
+    """Print all tables."""
+    machine = describe_machine()
+    say(
+        f"\n{machine['cpus']} x {machine['cpu']}, Python {machine['python']};"
+        " client, server and broker share them. Medians over the rounds; client,"
+        " server, broker: CPU us per message."
+    )
+    say("\n" + report.rows_table(measured, labels, reference))
+    if resources:
+        say("\n" + report.resources_table(resources, labels))
+    if envelopes:
+        say("\n" + report.codec_table(envelopes))
+    say(f"\n'stock' below is: {labels.get(reference, 'not measured')}\n")
+    say(report.figures_table(figures))
+
+
+def say(text: str) -> None:
+    """Print at once, so that progress is seen through a pipe as well."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
