@@ -1,0 +1,150 @@
+"""The core in C, as Python sees it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+_Declaration = (
+    tuple[str, str, str, bool, bool]
+    | tuple[str, str, bool, bool, dict[str, int | str | bool]]
+    | tuple[str, str, str, str]
+)
+
+RPC: int
+NOTIFY: int
+FANOUT: int
+
+class Error(Exception):
+    code: int
+
+class Timeout(Error): ...
+class Disconnected(Error): ...
+class Refused(Error): ...
+class Rejected(Error): ...
+class Nacked(Error): ...
+
+class Returned(Error):
+    exchange: str
+    routing_key: str
+
+class Closed(Error): ...
+class BadMessage(Error): ...
+
+def new_id() -> str: ...
+def encode(payload: Any, /) -> bytes: ...
+def decode(body: bytes, /) -> Any: ...
+def dumps(value: Any, /) -> str: ...
+def next_event(timeout: float | None) -> tuple[int, str] | None: ...
+def stop_events() -> None: ...
+def resume_events() -> None: ...  # proposed: undoes stop_events()
+
+@final
+class Topology:
+    def __init__(self, declarations: Sequence[_Declaration]) -> None: ...
+
+@final
+class Bus:
+    def __init__(
+        self,
+        *,
+        hosts: Sequence[tuple[str, int, str, str]],
+        virtual_host: str,
+        login_method: str,
+        heartbeat: int,
+        name: str,
+        shuffle: bool,
+        interval_start: float,
+        interval_step: float,
+        interval_max: float,
+        reconnect_delay: float,
+        tls: Mapping[str, Any] | None,
+    ) -> None: ...
+    def call(
+        self,
+        topology: Topology | None,
+        exchange: str,
+        routing_key: str,
+        payload: dict[str, Any],
+        *,
+        msg_id: str,
+        replies: Consumer,
+        timeout: float,
+        mandatory: bool,
+        retry: int,
+    ) -> dict[str, Any]: ...
+    def begin_call(
+        self,
+        topology: Topology | None,
+        exchange: str,
+        routing_key: str,
+        payload: dict[str, Any],
+        *,
+        msg_id: str,
+        replies: Consumer,
+        timeout: float,
+        mandatory: bool,
+        retry: int,
+    ) -> Call: ...
+    def publish(
+        self,
+        topology: Topology | None,
+        exchange: str,
+        routing_key: str,
+        payload: dict[str, Any] | bytes,
+        *,
+        lane: int,
+        mandatory: bool,
+        timeout: float,
+        retry: int,
+    ) -> None: ...
+    def reply(
+        self,
+        routing_key: str,
+        payload: dict[str, Any],
+        *,
+        mandatory: bool,
+        patience: float,
+    ) -> None: ...
+    def flush(self, timeout: float) -> bool: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+@final
+class Call:
+    def wait(self, timeout: float) -> dict[str, Any]: ...
+    def cancel(self) -> None: ...
+
+@final
+class Consumer:
+    def __init__(
+        self,
+        bus: Bus,
+        declarations: Sequence[_Declaration],
+        queues: Sequence[str],
+        *,
+        prefetch: int,
+        ack_on_take: bool,
+        replies: bool,
+    ) -> None: ...
+    def open(self, timeout: float | None) -> None: ...
+    # Says what is wanted and returns; for a consumer of replies this is
+    # enough, without open(): a call waits for its gate.
+    def start(self) -> None: ...
+    def take(self, max: int, timeout: float | None) -> list[Delivery]: ...
+    def stop(self) -> None: ...
+    def close(self, delete: Sequence[str] = (), timeout: float = ...) -> None: ...
+
+@final
+class Delivery:
+    # None: `body` is for the slow path, and was not acknowledged by take().
+    payload: dict[str, Any] | None
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    headers: dict[str, Any]  # raises BadMessage if they cannot be decoded
+    queue: str
+    routing_key: str
+    exchange: str
+    redelivered: bool
+    def accept(self, unique_id: str | None) -> bool: ...
+    def ack(self) -> None: ...
+    def reject(self, requeue: bool) -> None: ...

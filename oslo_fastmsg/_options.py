@@ -1,0 +1,175 @@
+"""The options that the driver reads, and what it makes of them.
+
+Everything that has a name in ``[oslo_messaging_rabbit]`` is taken from there,
+as the stock driver does, so that an operator changes the scheme of the URL
+and nothing else. What the stock driver has no word for is in
+``[oslo_messaging_fastmsg]``. Both groups may be overridden by the query part
+of the transport URL.
+"""
+
+import copy
+import dataclasses
+import logging
+from typing import Any
+
+from oslo_config import cfg
+from oslo_messaging import TransportURL
+
+from oslo_fastmsg import _compat
+
+__all__ = ["FASTMSG_GROUP", "Settings", "list_opts", "overlay", "register"]
+
+LOG = logging.getLogger(__name__)
+
+FASTMSG_GROUP = "oslo_messaging_fastmsg"
+
+_fastmsg_opts: list[cfg.Opt] = [
+    cfg.FloatOpt(
+        "send_timeout",
+        min=0.0,
+        help="How many seconds a cast, a fanout, a notification or a "
+        "heartbeat may wait for the broker's confirmation, or for the end of "
+        "a memory or disk alarm of the broker, before it fails with "
+        "MessageDeliveryFailure. The loss of the connection is not counted "
+        "here: how long that is borne is said by the retry argument. Unset, "
+        "it is rpc_response_timeout.",
+    ),
+]
+_FASTMSG_NAMES = frozenset(opt.name for opt in _fastmsg_opts)
+
+#: Settings of the stock driver that change what is on the wire, and that this
+#: driver does not know yet, with what it does instead.
+_NOT_HONOURED = {
+    "kombu_compression": "messages are sent uncompressed, which every receiver reads",
+    "enable_cancel_on_failover": "consumers are declared without it",
+    "use_queue_manager": "reply and fanout queues get random names, which expire",
+    "rabbit_stream_fanout": "each server has a fanout queue of its own",
+}
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """Give the options of this driver alone (entry point oslo.config.opts)."""
+    return [(FASTMSG_GROUP, copy.deepcopy(_fastmsg_opts))]
+
+
+def register(conf: cfg.ConfigOpts) -> None:
+    """Register every option that the driver reads; twice is allowed."""
+    conf.register_group(
+        cfg.OptGroup(_compat.RABBIT_GROUP, title="RabbitMQ driver options")
+    )
+    conf.register_opts(_compat.rabbit_opts(), group=_compat.RABBIT_GROUP)
+    conf.register_group(cfg.OptGroup(FASTMSG_GROUP, title="fastmsg driver options"))
+    conf.register_opts(_fastmsg_opts, group=FASTMSG_GROUP)
+    conf.register_opts(_compat.client_opts())
+
+
+def overlay(conf: cfg.ConfigOpts, url: TransportURL) -> Any:
+    """Lay the query of the transport URL over the configuration.
+
+    :returns: an object to read options from, of the stock driver's class.
+    :raises oslo_config.cfg.NoSuchOptError: an option of neither group.
+    :raises ValueError: a value that is not of the option's type.
+    """
+    own = {k: v for k, v in url.query.items() if k in _FASTMSG_NAMES}
+    if own:
+        # The stock class knows one group. It reads nothing of a URL but the
+        # query, and each layer costs at every later look at an option.
+        conf = _compat.ConfigOptsProxy(conf, _Query(own), FASTMSG_GROUP)
+    rest = {k: v for k, v in url.query.items() if k not in own}
+    return _compat.ConfigOptsProxy(conf, _Query(rest), _compat.RABBIT_GROUP)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Query:
+    query: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the options said when the transport was made.
+
+    The first part has the stock options that this driver reads, by their own
+    names; options of later releases have the value that means "as before".
+    """
+
+    amqp_durable_queues: bool = False
+    amqp_auto_delete: bool = False
+    ssl: bool = False
+    ssl_version: str = ""
+    ssl_key_file: str = ""
+    ssl_cert_file: str = ""
+    ssl_ca_file: str = ""
+    ssl_enforce_hostname_verification: bool = False
+    kombu_reconnect_delay: float = 1.0
+    kombu_missing_consumer_retry_timeout: int = 60
+    kombu_failover_strategy: str = "round-robin"
+    rabbit_login_method: str = "AMQPLAIN"
+    rabbit_retry_interval: int = 1
+    rabbit_retry_backoff: int = 2
+    rabbit_interval_max: int = 30
+    rabbit_ha_queues: bool = False
+    rabbit_quorum_queue: bool = False
+    rabbit_transient_quorum_queue: bool = False
+    rabbit_quorum_delivery_limit: int = 0
+    rabbit_quorum_max_memory_length: int = 0
+    rabbit_quorum_max_memory_bytes: int = 0
+    rabbit_transient_queues_ttl: int = 1800
+    rabbit_qos_prefetch_count: int = 0
+    rabbit_stream_fanout: bool = False
+    heartbeat_timeout_threshold: int = 60
+    direct_mandatory_flag: bool = True
+
+    #: Seconds; the client's default for ``timeout``.
+    rpc_response_timeout: float = 60
+    #: Seconds; never None, see the option.
+    send_timeout: float = 60
+
+    @classmethod
+    def read(cls, conf: Any) -> "Settings":
+        """Read them from what :func:`overlay` gave, and say what is not done.
+
+        :raises RuntimeError: options that the stock driver refuses together;
+            oslo.messaging makes a ``DriverLoadFailure`` of it.
+        """
+        rabbit = conf[_compat.RABBIT_GROUP]
+        values = {
+            field.name: rabbit[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name in rabbit
+        }
+        for name, misspelt in _MISSPELT.items():
+            if name not in values:
+                values[name] = rabbit[misspelt]
+        timeout = conf.rpc_response_timeout
+        send_timeout = conf[FASTMSG_GROUP].send_timeout
+        _refuse_what_stock_refuses(rabbit)
+        for name, instead in _NOT_HONOURED.items():
+            if getattr(rabbit, name, None):
+                LOG.warning(
+                    "[%s] %s is set, but the fastmsg driver does not honour it yet: %s",
+                    _compat.RABBIT_GROUP,
+                    name,
+                    instead,
+                )
+        return cls(
+            rpc_response_timeout=timeout,
+            send_timeout=timeout if send_timeout is None else send_timeout,
+            **values,
+        )
+
+
+# Until 14.2.4 two options had a letter too many elsewhere.
+_MISSPELT = {
+    "rabbit_quorum_max_memory_length": "rabbit_quroum_max_memory_length",
+    "rabbit_quorum_max_memory_bytes": "rabbit_quroum_max_memory_bytes",
+}
+
+
+def _refuse_what_stock_refuses(rabbit: Any) -> None:
+    if rabbit.rpc_conn_pool_size < rabbit.conn_pool_min_size:
+        # There is no such pool here, but a service must not start with this
+        # driver and fail when it goes back to the stock one.
+        raise RuntimeError(
+            f"rpc_conn_pool_size: {rabbit.rpc_conn_pool_size} must be greater than "
+            f"or equal to conn_pool_min_size: {rabbit.conn_pool_min_size}"
+        )
