@@ -1,0 +1,85 @@
+"""One user's share of the process's connections to a broker.
+
+A transport has one, and each listener has its own, because a listener may
+outlive the transport's ``cleanup()`` or end long before it. The core gives
+all shares with equal parameters the same two connections and closes them
+with the last.
+"""
+
+import atexit
+import logging
+import os
+import weakref
+from typing import Any, Protocol
+
+from oslo_fastmsg import _core, _events
+
+__all__ = ["Share", "forget_after_fork"]
+
+LOG = logging.getLogger(__name__)
+
+# Seconds that a clean end waits for the confirms of replies handed over.
+_FLUSH_S = 2.0
+
+
+class Share:
+    """An open ``_core.Bus`` (attribute ``core``) and what goes with it."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """Make it; no I/O until it is used.
+
+        :param arguments: those of ``_core.Bus``.
+        """
+        self.core = _core.Bus(**arguments)
+        _events.retain(self)
+        _open_shares.add(self)
+
+    def flush(self) -> None:
+        """Wait for the confirms of replies, for a moment."""
+        if not self.core.flush(_FLUSH_S):
+            LOG.warning(
+                "Not all replies were confirmed by the broker within %s s", _FLUSH_S
+            )
+
+    def close(self) -> None:
+        """Give the share back; twice is allowed."""
+        _open_shares.discard(self)
+        self.core.close()
+        _events.release(self)
+
+
+class _Forgetful(Protocol):
+    def forget(self) -> None: ...
+
+
+_open_shares: weakref.WeakSet[Share] = weakref.WeakSet()
+_forgetful: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
+
+
+def forget_after_fork(user: _Forgetful) -> None:
+    """Have ``user.forget()`` called in each forked child, while `user` lives.
+
+    What a user has open belongs to the parent. The child drops it (in a child
+    the core's objects leak rather than touch a socket or a lock), makes new
+    locks, since a thread that the child lacks may hold the old ones, and
+    opens its own at the next use.
+    """
+    _forgetful.add(user)
+
+
+def _forget() -> None:
+    _open_shares.clear()
+    _events.forget()
+    for user in list(_forgetful):
+        user.forget()
+
+
+def _finish() -> None:
+    """At exit: let the replies out that were only handed over."""
+    for share in list(_open_shares):
+        share.flush()
+        share.close()
+
+
+os.register_at_fork(after_in_child=_forget)
+atexit.register(_finish)

@@ -1,0 +1,133 @@
+"""Reads message bodies that the core's fast path leaves alone.
+
+The core reads what every stock and fastmsg sender writes. Whatever else
+arrives comes here and is treated as the stock driver treats it, by the same
+code of kombu's and oslo.messaging's, so that odd senders work as before and
+hostile ones get no further than before. Nothing of a message is ever put
+into a text: it may hold secrets.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kombu import compression as _compression
+from kombu.utils import json as _kombu_json
+
+from oslo_fastmsg import _compat
+
+__all__ = ["Rejected", "dumps_v1", "read"]
+
+# kombu has type information, but none here.
+_loads: Callable[[str | bytes], Any] = _kombu_json.loads
+_dumps: Callable[[Any], Any] = _kombu_json.dumps
+_decompress: Callable[[bytes, str], Any] = _compression.decompress
+
+_CONTENT_TYPE = "application/json"
+_MAX_SHOWN = 60
+
+
+class Rejected(Exception):
+    """Not a message for oslo.messaging. The text says why, without content."""
+
+
+def read(
+    body: bytes,
+    content_type: str | None,
+    content_encoding: str | None,
+    headers: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Read a body as a stock receiver does.
+
+    :param body: as delivered.
+    :param content_type: the AMQP property, None if it is absent.
+    :param content_encoding: the AMQP property, None if it is absent.
+    :param headers: the AMQP property; only ``compression`` is looked at.
+    :returns: the payload, with the underscore keys in it.
+    :raises Rejected: the message is to be rejected without requeueing.
+    """
+    text = _decoded(_decompressed(body, headers), content_encoding)
+    if not text:
+        return {}
+    if content_type != _CONTENT_TYPE:
+        # Only the type is shown, which names a format.
+        raise Rejected(f"content type {_shown(content_type)} is not {_CONTENT_TYPE}")
+    try:
+        outer = _loads(text)
+    except UnicodeDecodeError:
+        raise Rejected("the body is not UTF-8") from None
+    except RecursionError:
+        raise Rejected("the body is nested too deeply") from None
+    except Exception as error:
+        raise Rejected(f"the body is not JSON ({_name(error)})") from None
+    try:
+        payload = _compat.deserialize_msg(outer)
+    except RecursionError:
+        raise Rejected("the payload is nested too deeply") from None
+    except Exception as error:
+        raise Rejected(_why_no_payload(outer, error)) from None
+    try:
+        # Takes a list of pairs too. Old senders' bare payloads come here as
+        # well, and are objects.
+        payload = dict(payload)
+    except (TypeError, ValueError):
+        raise Rejected(f"a {_name(payload)} is no payload") from None
+    # Pairs may have other keys, which nothing looks at.
+    return {key: value for key, value in payload.items() if isinstance(key, str)}
+
+
+def dumps_v1(message: dict[str, Any]) -> bytes:
+    """Write a notification of version 1: kombu's JSON, without an envelope.
+
+    :raises Exception: whatever kombu or the objects in `message` raise.
+    """
+    text: str = _dumps(message)
+    return text.encode()
+
+
+def _decompressed(body: bytes, headers: Mapping[str, Any]) -> bytes:
+    """Undo the compression that the headers name.
+
+    An unknown name, or a body that is not compressed that way, is taken as
+    it is, as stock does: it will hardly be JSON then.
+    """
+    name = headers.get("compression")
+    if not isinstance(name, str) or not name:
+        return body
+    # The option's help text names bz2, kombu does not know it.
+    name = "bzip2" if name == "bz2" else name
+    try:
+        unpacked = _decompress(body, name)
+    except Exception:
+        return body
+    return bytes(unpacked)
+
+
+def _decoded(body: bytes, content_encoding: str | None) -> str | bytes:
+    """Decode text; bytes that the named codec refuses stay, to be tried as UTF-8."""
+    if content_encoding is None:
+        return body
+    try:
+        return body.decode(content_encoding)
+    except (LookupError, ValueError):
+        return body
+
+
+def _why_no_payload(outer: Any, error: Exception) -> str:
+    if isinstance(outer.get("oslo.message"), str) and isinstance(
+        error, ValueError | TypeError
+    ):
+        version = outer.get("oslo.version")
+        if isinstance(version, str) and version.startswith("2.0"):
+            return f"oslo.message is not JSON ({_name(error)})"
+    elif not isinstance(outer.get("oslo.message"), str):
+        return "oslo.message is not a string"
+    return f"envelope version {_shown(outer.get('oslo.version'))} is not 2.0"
+
+
+def _name(value: object) -> str:
+    return type(value).__name__
+
+
+def _shown(value: object) -> str:
+    """Show a short thing of the sender's, harmless in a log."""
+    return ascii(value)[:_MAX_SHOWN]

@@ -1,0 +1,216 @@
+"""What ``listen()`` returns: deliveries from the core become callbacks.
+
+One Python thread per listener sleeps in the core until there are deliveries
+and calls oslo.messaging's callback, which hands them to the executor. Nobody
+but that thread calls it, so messages are handed over in delivery order.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from oslo_fastmsg import _compat, _core, _envelope, _errors, _waiting
+from oslo_fastmsg._bus import Share
+
+__all__ = ["FastmsgListener", "notification_prefetch", "rpc_prefetch"]
+
+LOG = logging.getLogger(__name__)
+
+# What is delivered and not yet handed over lies in this process, and comes
+# back to the queue only when the listener stops; a server that stalls for
+# longer than that should not hold a whole backlog.
+_PREFETCH = 256
+
+# Deliveries per visit to the core. Those of RPC are acknowledged by the
+# visit, so this is what a killed process can lose before it hands them over.
+_TAKE = 32
+
+# After an error that is not expected, so that it does not fill the log.
+_PAUSE_S = 1.0
+
+Make = Callable[[_core.Delivery, dict[str, Any]], _compat.IncomingMessage]
+
+
+def rpc_prefetch(option: int) -> int:
+    """Bound what lies here undispatched, also when the option says no bound."""
+    return option if option > 0 else _PREFETCH
+
+
+def notification_prefetch(
+    option: int, batch_size: int | None, workers: int | None
+) -> int:
+    """Bound them for notifications, which count until they are acknowledged.
+
+    :param option: ``rabbit_qos_prefetch_count``; above 0 it is obeyed.
+    :param batch_size: messages per callback, None without a limit.
+    :param workers: the size of the server's thread pool, None if unknown.
+        Twice of both, so that the next are here when a worker comes free.
+    """
+    if option > 0:
+        return option
+    return max(_PREFETCH, 2 * (batch_size or 0), 2 * (workers or 0))
+
+
+class FastmsgListener(_compat.Listener):  # type: ignore[misc]
+    """A consumer of the core, declared but not consuming before start()."""
+
+    def __init__(
+        self,
+        share: Share,
+        consumer: _core.Consumer,
+        make: Make,
+        *,
+        acks_first: bool,
+        prefetch: int,
+        batch_size: int | None,
+        batch_timeout: float | None,
+        delete: Sequence[str],
+        brokers: str,
+    ) -> None:
+        """Take over an open consumer.
+
+        :param share: the listener's own; closed by cleanup().
+        :param make: builds the incoming message from a delivery and its
+            payload.
+        :param acks_first: the consumer acknowledges what take() gives.
+        :param prefetch: of the consumer, more than 0. No batch can be larger:
+            the broker would not send the rest.
+        :param batch_size: messages per callback; None: as many as come within
+            `batch_timeout`.
+        :param batch_timeout: seconds from the first message of a batch until
+            it is handed over, full or not; None: when it is full.
+        :param delete: queues that end with the listener.
+        :param brokers: ``host:port, ...`` for error texts.
+        """
+        if batch_size is None:
+            # Without either limit no batch would ever end.
+            batch_size = prefetch if batch_timeout else 1
+        super().__init__(batch_size, batch_timeout, prefetch)
+        self._share = share
+        self._consumer = consumer
+        self._make = make
+        self._acks_first = acks_first
+        self._delete = delete
+        self._brokers = brokers
+        self._stopping = _waiting.Signal()
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_incoming_callback: Callable[[list[Any]], Any]) -> None:
+        """Begin to consume and to call back, in a thread of its own.
+
+        :raises MessageDeliveryFailure: the broker refuses the consumer.
+        """
+        super().start(on_incoming_callback)
+        self._callback = on_incoming_callback
+        try:
+            self._consumer.start()
+        except _core.Error as error:
+            raise _errors.translate(error, "consuming", self._brokers) from error
+        self._thread = _waiting.spawn(self._run, "fastmsg-listener")
+
+    def stop(self) -> None:
+        """Stop consuming; when it returns, there are no more callbacks.
+
+        What was handed over may still run and be acknowledged, until
+        cleanup(). What was not goes back to its queue. Twice is allowed.
+        """
+        self._stopping.set()
+        try:
+            self._consumer.stop()
+        except _core.Error as error:
+            LOG.warning("Stopping a listener: %s", error)
+        if self._thread is not None:
+            _waiting.join(self._thread)
+        super().stop()
+
+    def cleanup(self) -> None:
+        """Give everything back, once the workers are done."""
+        # Replies are handed over, not waited for: this is their last chance.
+        self._share.flush()
+        try:
+            self._consumer.close(delete=self._delete)
+        except _core.Error as error:
+            LOG.warning("Closing a listener: %s", error)
+        self._share.close()
+
+    def _run(self) -> None:
+        batch: list[_compat.IncomingMessage] = []
+        end_at: float | None = None
+        while True:
+            try:
+                left = None
+                if end_at is not None:
+                    left = max(0.0, end_at - time.monotonic())
+                for delivery in _waiting.take(self._consumer, self._room(batch), left):
+                    incoming = self._receive(delivery)
+                    if incoming is None:
+                        continue
+                    if not batch and self.batch_timeout:
+                        end_at = time.monotonic() + self.batch_timeout
+                    batch.append(incoming)
+                    if len(batch) >= self.batch_size:
+                        self._hand_over(batch)
+                        batch, end_at = [], None
+                if end_at is not None and time.monotonic() >= end_at:
+                    self._hand_over(batch)
+                    batch, end_at = [], None
+            except _core.Closed:
+                break
+            except Exception:
+                LOG.exception("Listening failed; trying again in %s s", _PAUSE_S)
+                if self._stopping.wait(_PAUSE_S):
+                    break
+        if batch:
+            self._hand_over(batch)
+
+    def _room(self, batch: Sequence[object]) -> int:
+        if self.batch_size == 1:
+            return _TAKE
+        return int(self.batch_size) - len(batch)
+
+    def _receive(self, delivery: _core.Delivery) -> _compat.IncomingMessage | None:
+        """Make an incoming message, or settle the delivery here."""
+        try:
+            payload = delivery.payload
+            if payload is None:
+                payload = self._read_slowly(delivery)
+                if payload is None:
+                    return None
+            return self._make(delivery, payload)
+        except Exception:
+            # One message must not take those behind it along.
+            LOG.exception("Skipping a message from queue %s", delivery.queue)
+            return None
+
+    def _read_slowly(self, delivery: _core.Delivery) -> dict[str, Any] | None:
+        try:
+            payload = _envelope.read(
+                delivery.body,
+                delivery.content_type,
+                delivery.content_encoding,
+                delivery.headers,
+            )
+        except (_envelope.Rejected, _core.BadMessage) as why:
+            LOG.error(
+                "Rejected a message of %d bytes from queue %s: %s",
+                len(delivery.body),
+                delivery.queue,
+                why,
+            )
+            delivery.reject(False)
+            return None
+        unique_id = payload.pop("_unique_id", None)
+        is_new = delivery.accept(unique_id if isinstance(unique_id, str) else None)
+        # What the core could not read it has not acknowledged either.
+        if self._acks_first or not is_new:
+            delivery.ack()
+        return payload if is_new else None
+
+    def _hand_over(self, batch: list[_compat.IncomingMessage]) -> None:
+        """Call back; what goes wrong there must not end the thread."""
+        try:
+            self._callback(batch)
+        except Exception:
+            LOG.exception("A callback with %d received messages failed", len(batch))
