@@ -1,0 +1,31 @@
+"""What all tests share: the fixtures, and which build they run against."""
+
+import importlib.util
+import os
+
+import pytest
+
+pytest_plugins = ["fix_broker"]
+
+BROKER_FIXTURES = {"broker", "broker_of_the_run", "own_broker"}
+
+
+def pytest_report_header() -> str:
+    spec = importlib.util.find_spec("oslo_fastmsg._core")
+    origin = spec.origin if spec else None
+    return f"oslo_fastmsg._core: {origin or 'not built'}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a broker by what it asks for, not by hand."""
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        if names & BROKER_FIXTURES:
+            item.add_marker(pytest.mark.broker)
+
+
+@pytest.fixture(autouse=True)
+def _no_broker_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests off the broker that demo and benchmark are told to use."""
+    if "TRANSPORT_URL" in os.environ:
+        monkeypatch.delenv("TRANSPORT_URL")

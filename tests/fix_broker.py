@@ -1,0 +1,35 @@
+"""Fixtures: a broker of our own (``tools/private_broker.py``).
+
+``broker`` is one node for the whole run, started by the first test that asks
+for it and empty for each test. ``own_broker`` is a node that the test may
+stop, kill and pause; it costs some four seconds.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from private_broker import PrivateBroker
+
+__all__ = ["broker", "broker_of_the_run", "own_broker"]
+
+
+@pytest.fixture(scope="session")
+def broker_of_the_run() -> Iterator[PrivateBroker]:
+    with PrivateBroker() as node:
+        yield node
+
+
+@pytest.fixture
+def broker(broker_of_the_run: PrivateBroker) -> Iterator[PrivateBroker]:
+    """Give the run's broker: no connection, queue or exchange, no alarm.
+
+    What a test leaves is removed afterwards, with its connections.
+    """
+    yield broker_of_the_run
+    broker_of_the_run.reset()
+
+
+@pytest.fixture
+def own_broker() -> Iterator[PrivateBroker]:
+    with PrivateBroker() as node:
+        yield node
