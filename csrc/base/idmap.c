@@ -33,6 +33,12 @@ hash_bytes(const char *data, size_t len, int which)
     return hash ^ (hash >> 29);
 }
 
+uint64_t
+fm_id_hash(const char *id, size_t len)
+{
+    return hash_bytes(id, len, 0);
+}
+
 /* --- map --- */
 
 void

@@ -13,6 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A hash of some bytes, the same throughout the process. */
+uint64_t fm_id_hash(const char *id, size_t len);
+
 /* --- map --- */
 
 typedef struct fm_idmap_slot {

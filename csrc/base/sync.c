@@ -135,7 +135,7 @@ fm_waker_signal(fm_waker *waker)
 {
     uint64_t one = 1;
 
-    if (atomic_exchange(&waker->signaled, true))
+    if (waker->fd < 0 || atomic_exchange(&waker->signaled, true))
         return;
     /* Can only fail when the counter is full, and then it is readable. */
     if (write(waker->fd, &one, sizeof(one)) < 0)

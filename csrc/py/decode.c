@@ -5,7 +5,7 @@
 #include "wire/json.h"
 
 /* Longer names, and those with escapes, are not worth remembering. */
-enum { KEY_LEN_MAX = 64 };
+enum { KEY_LEN_MAX = 32 };
 
 /* What is inlined twice, for either depth, is called from one place each. */
 #define NO_INLINE __attribute__((noinline))
@@ -41,51 +41,67 @@ load_word(const uint8_t *from)
     return word;
 }
 
-static inline uint64_t
-mix(uint64_t hash, uint64_t word)
+/* A name as words of eight bytes, which overlap where they must: enough of
+ * them that equal words and equal lengths mean equal names. */
+struct name_words {
+    uint64_t first;
+    uint64_t second;
+    uint64_t third;
+    uint64_t last;
+};
+
+static inline struct name_words
+load_name(const uint8_t *text, size_t len)
 {
-    hash = (hash ^ word) * UINT64_C(0x9E3779B97F4A7C15);
-    return hash ^ hash >> 32;
+    struct name_words words = { 0 };
+    uint32_t half;
+
+    if (len >= 16) {
+        words.first = load_word(text);
+        words.second = load_word(text + 8);
+        words.third = load_word(text + len - 16);
+        words.last = load_word(text + len - 8);
+    } else if (len >= 8) {
+        words.first = load_word(text);
+        words.last = load_word(text + len - 8);
+    } else if (len >= 4) {
+        memcpy(&half, text, 4);
+        words.first = half;
+        memcpy(&half, text + len - 4, 4);
+        words.last = half;
+    } else if (len > 0) {
+        words.first = text[0];
+        words.second = text[len / 2];
+        words.last = text[len - 1];
+    }
+    return words;
 }
 
 /* Peers choose the names, but all that bad luck costs is a new string. */
-static inline uint64_t
-hash_name(const uint8_t *text, size_t len)
+static inline size_t
+place_of(const struct name_words *words, size_t len)
 {
-    uint64_t hash = len;
-    size_t i;
+    uint64_t hash = words->first * UINT64_C(0x9E3779B97F4A7C15)
+        + words->second * UINT64_C(0xC2B2AE3D27D4EB4F)
+        + words->third * UINT64_C(0x165667B19E3779F9)
+        + words->last * UINT64_C(0xD6E8FEB86659FD93) + len;
 
-    if (len >= 8) {
-        for (i = 0; i + 8 < len; i += 8)
-            hash = mix(hash, load_word(text + i));
-        return mix(hash, load_word(text + len - 8));
-    }
-    for (i = 0; i < len; i++)
-        hash = hash << 8 ^ text[i];
-    return mix(len, hash);
+    hash ^= hash >> 32;
+    return (hash ^ hash >> 16) % FM_KEY_SETS;
 }
 
+/* `str` is one of ours, so compact and ASCII: its text follows its head. */
 static inline bool
-is_name(PyObject *str, const uint8_t *text, size_t len)
+is_name(PyObject *str, const struct name_words *words, size_t len)
 {
-    const uint8_t *own;
-    size_t i;
+    struct name_words own;
 
     if (str == NULL || (size_t)PyUnicode_GET_LENGTH(str) != len)
         return false;
-    own = PyUnicode_1BYTE_DATA(str);
-    if (len >= 8) {
-        for (i = 0; i + 8 < len; i += 8) {
-            if (load_word(own + i) != load_word(text + i))
-                return false;
-        }
-        return load_word(own + len - 8) == load_word(text + len - 8);
-    }
-    for (i = 0; i < len; i++) {
-        if (own[i] != text[i])
-            return false;
-    }
-    return true;
+    own = load_name((const uint8_t *)((PyASCIIObject *)str + 1), len);
+    return ((own.first ^ words->first) | (own.second ^ words->second)
+               | (own.third ^ words->third) | (own.last ^ words->last))
+        == 0;
 }
 
 /* The string of a name, a new reference: of two that share a place, the one
@@ -94,15 +110,16 @@ is_name(PyObject *str, const uint8_t *text, size_t len)
 static PyObject *
 get_name(fm_codec *codec, const uint8_t *text, size_t len)
 {
-    PyObject **set = codec->keys[hash_name(text, len) % FM_KEY_SETS];
+    struct name_words words = load_name(text, len);
+    PyObject **set = codec->keys[place_of(&words, len)];
     PyObject *name;
     PyObject *old;
 
     FM_CODEC_LOCK(codec);
     name = set[0];
-    if (!is_name(name, text, len)) {
+    if (!is_name(name, &words, len)) {
         name = set[1];
-        if (!is_name(name, text, len))
+        if (!is_name(name, &words, len))
             name = NULL;
     }
     Py_XINCREF(name);
@@ -188,7 +205,7 @@ read_mixed_quoted(fm_json_reader *reader)
 }
 
 /* From behind the opening quote. */
-static inline PyObject *
+static ALWAYS_INLINE PyObject *
 read_string(
     fm_codec *codec, fm_json_reader *reader, const bool quoted, bool is_key)
 {
@@ -306,7 +323,7 @@ read_scalar(fm_json_reader *reader)
 }
 
 /* A member's name and what stands between it and the value. */
-static inline PyObject *
+static ALWAYS_INLINE PyObject *
 read_key(fm_codec *codec, fm_json_reader *reader, const bool quoted)
 {
     PyObject *key;

@@ -190,7 +190,7 @@ fm_json_read_quote(fm_json_reader *reader, bool quoted)
 }
 
 /* Read a string on, from behind its opening quote or behind a piece. */
-static inline fm_json_step
+static inline __attribute__((always_inline)) fm_json_step
 fm_json_next_piece(fm_json_reader *reader, bool quoted, fm_json_piece *piece)
 {
     const uint8_t *stop = fm_json_find_special(reader->pos, reader->end);

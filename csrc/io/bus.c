@@ -1,0 +1,539 @@
+#include "io/bus.h"
+
+#include "io/loop.h"
+
+#include <stdlib.h>
+
+/* --- the publishing connection --- */
+
+static bool
+publishing_wanted(fm_conn *conn)
+{
+    fm_bus *bus = conn->owner;
+
+    return !bus->ending && fm_publisher_is_wanted(&bus->publisher);
+}
+
+static bool
+publishing_hurry(fm_conn *conn, int64_t last_round)
+{
+    fm_bus *bus = conn->owner;
+
+    return fm_publisher_is_impatient(&bus->publisher, last_round);
+}
+
+static void
+publishing_up(fm_conn *conn, int64_t now)
+{
+    fm_bus *bus = conn->owner;
+
+    fm_publisher_up(&bus->publisher, now);
+}
+
+static void
+publishing_down(fm_conn *conn, const fm_error *why)
+{
+    fm_bus *bus = conn->owner;
+
+    fm_publisher_down(&bus->publisher, why);
+}
+
+static void
+publishing_failed(fm_conn *conn, const fm_error *why)
+{
+    fm_bus *bus = conn->owner;
+
+    fm_publisher_round_failed(&bus->publisher, why);
+}
+
+static void
+publishing_blocked(fm_conn *conn, bool blocked, fm_slice reason)
+{
+    fm_bus *bus = conn->owner;
+
+    fm_publisher_set_blocked(&bus->publisher, blocked, reason);
+}
+
+static fm_channel *
+publishing_channel(fm_conn *conn, uint16_t id)
+{
+    fm_bus *bus = conn->owner;
+
+    return fm_publisher_channel(&bus->publisher, id);
+}
+
+static const fm_conn_ops publishing_ops = {
+    .wanted = publishing_wanted,
+    .hurry = publishing_hurry,
+    .up = publishing_up,
+    .down = publishing_down,
+    .round_failed = publishing_failed,
+    .blocked = publishing_blocked,
+    .channel = publishing_channel,
+};
+
+/* --- the consuming connection --- */
+
+static bool
+consuming_wanted(fm_conn *conn)
+{
+    fm_bus *bus = conn->owner;
+
+    for (fm_consumer *each = bus->members; each != NULL; each = each->next)
+        if (each->state != FM_CONSUMER_CLOSED
+            && each->state != FM_CONSUMER_FAILED)
+            return true;
+    /* An empty connection stays for the next consumer, while it lasts. */
+    return !bus->ending && conn->state == FM_CONN_OPEN;
+}
+
+static bool
+consuming_hurry(fm_conn *conn, int64_t last_round)
+{
+    (void)conn;
+    (void)last_round;
+    return false;
+}
+
+static void
+consuming_up(fm_conn *conn, int64_t now)
+{
+    (void)conn;
+    (void)now; /* the consumers' next step sees it */
+}
+
+static void
+consuming_down(fm_conn *conn, const fm_error *why)
+{
+    fm_bus *bus = conn->owner;
+
+    (void)why;
+    for (fm_consumer *each = bus->members; each != NULL; each = each->next)
+        fm_consumer_down(each);
+}
+
+static void
+consuming_failed(fm_conn *conn, const fm_error *why)
+{
+    fm_bus *bus = conn->owner;
+
+    if (why->status != FM_REFUSED)
+        return;
+    for (fm_consumer *each = bus->members; each != NULL; each = each->next)
+        fm_consumer_refused(each, why);
+}
+
+static void
+consuming_blocked(fm_conn *conn, bool blocked, fm_slice reason)
+{
+    /* The broker sends it to connections that publish; ours does not. */
+    (void)conn;
+    (void)blocked;
+    (void)reason;
+}
+
+static fm_channel *
+consuming_channel(fm_conn *conn, uint16_t id)
+{
+    fm_bus *bus = conn->owner;
+
+    if (id >= bus->by_id_len || bus->by_id[id] == NULL)
+        return NULL;
+    return &bus->by_id[id]->channel;
+}
+
+static const fm_conn_ops consuming_ops = {
+    .wanted = consuming_wanted,
+    .hurry = consuming_hurry,
+    .up = consuming_up,
+    .down = consuming_down,
+    .round_failed = consuming_failed,
+    .blocked = consuming_blocked,
+    .channel = consuming_channel,
+};
+
+/* --- life --- */
+
+static fm_status
+bus_new(const char *key, fm_conn_config *config, fm_bus **out)
+{
+    fm_bus *bus = calloc(1, sizeof(*bus));
+    fm_waker *waker = fm_loop_waker();
+
+    if (bus == NULL)
+        return FM_NO_MEMORY;
+    bus->key = strdup(key);
+    if (bus->key == NULL) {
+        free(bus);
+        return FM_NO_MEMORY;
+    }
+    atomic_init(&bus->refs, 1);
+    bus->generation = fm_fork_generation();
+    bus->users = 1;
+    atomic_init(&bus->attached, false);
+    atomic_init(&bus->gone, false);
+    fm_wake_init(&bus->wake);
+    fm_mutex_init(&bus->lock);
+    fm_reply_table_init(&bus->replies);
+    fm_conn_init(&bus->publishing, &publishing_ops, bus, "publish", config,
+        waker);
+    fm_conn_init(
+        &bus->consuming, &consuming_ops, bus, "consume", config, waker);
+    fm_publisher_init(&bus->publisher, &bus->publishing.output);
+    *out = bus;
+    return FM_OK;
+}
+
+fm_bus *
+fm_bus_ref(fm_bus *bus)
+{
+    atomic_fetch_add_explicit(&bus->refs, 1, memory_order_relaxed);
+    return bus;
+}
+
+void
+fm_bus_unref(fm_bus *bus)
+{
+    if (bus == NULL
+        || atomic_fetch_sub_explicit(&bus->refs, 1, memory_order_acq_rel) > 1)
+        return;
+    fm_publisher_fini(&bus->publisher);
+    fm_conn_fini(&bus->publishing);
+    fm_conn_fini(&bus->consuming);
+    fm_reply_table_fini(&bus->replies);
+    fm_mutex_fini(&bus->lock);
+    free(bus->by_id);
+    free(bus->key);
+    free(bus);
+}
+
+/* Buses that transports have open. The lock is a leaf. */
+static struct {
+    fm_mutex lock;
+    fm_bus *open FM_GUARDED_BY(lock); /* borrowed: users keep them */
+} registry = { .lock = { PTHREAD_MUTEX_INITIALIZER } };
+
+/* In a forked child the parent's buses are not ours, and the lock may be held
+ * by a thread that we lack. */
+static void
+reset_registry_in_child(void)
+{
+    fm_mutex_init(&registry.lock);
+    registry.open = NULL;
+}
+
+static void
+watch_forks(void)
+{
+    /* Without the handler only a fork in mid-open would hurt. */
+    (void)!fm_fork_watch(NULL, NULL, reset_registry_in_child);
+}
+
+fm_status
+fm_bus_open(const char *key, fm_conn_config *config, fm_bus **out)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    fm_status status = FM_OK;
+    fm_bus *bus;
+
+    pthread_once(&once, watch_forks);
+    fm_mutex_lock(&registry.lock);
+    for (bus = registry.open; bus != NULL; bus = bus->next_open)
+        if (strcmp(bus->key, key) == 0)
+            break;
+    if (bus != NULL) {
+        bus->users++;
+        fm_bus_ref(bus);
+    } else {
+        status = bus_new(key, config, &bus);
+        if (status == FM_OK) {
+            bus->next_open = registry.open;
+            registry.open = bus;
+        }
+    }
+    fm_mutex_unlock(&registry.lock);
+    if (status == FM_OK)
+        *out = bus;
+    return status;
+}
+
+void
+fm_bus_close(fm_bus *bus, fm_deadline deadline)
+{
+    bool last;
+
+    fm_mutex_lock(&registry.lock);
+    last = --bus->users == 0;
+    if (last) {
+        fm_bus **link = &registry.open;
+
+        while (*link != bus)
+            link = &(*link)->next_open;
+        *link = bus->next_open;
+    }
+    fm_mutex_unlock(&registry.lock);
+    if (last) {
+        fm_mutex_lock(&bus->lock);
+        bus->closing = true;
+        fm_mutex_unlock(&bus->lock);
+        if (atomic_load(&bus->attached)) {
+            fm_waker_signal(fm_loop_waker());
+            while (!atomic_load(&bus->gone)) {
+                unsigned seen = fm_wake_read(&bus->wake);
+
+                if (!atomic_load(&bus->gone)
+                    && fm_wake_wait(&bus->wake, seen, deadline)
+                        == FM_TIMED_OUT)
+                    break;
+            }
+            fm_loop_try_end();
+        } else {
+            fm_publisher_close(&bus->publisher);
+        }
+    }
+    fm_bus_unref(bus);
+}
+
+/* --- any thread --- */
+
+/* The first use: from here on the I/O thread serves it. */
+static fm_status
+attach(fm_bus *bus)
+{
+    fm_status status;
+
+    if (FM_LIKELY(
+            atomic_load_explicit(&bus->attached, memory_order_acquire)))
+        return FM_OK;
+    status = fm_loop_attach(bus);
+    return status;
+}
+
+fm_status
+fm_bus_submit(fm_bus *bus, fm_message *message)
+{
+    bool is_call = message->msg_id[0] != '\0';
+    fm_status status = attach(bus);
+
+    if (status == FM_OK && is_call)
+        status = fm_reply_expect(&bus->replies, message);
+    if (status != FM_OK)
+        return status;
+    status = fm_publisher_submit(&bus->publisher, message);
+    if (status != FM_OK && is_call)
+        fm_reply_forget(&bus->replies, message);
+    return status;
+}
+
+void
+fm_bus_forget(fm_bus *bus, fm_message *message)
+{
+    if (message->msg_id[0] != '\0')
+        fm_reply_forget(&bus->replies, message);
+    if (message->place != FM_PLACE_CALLER) /* a hint; cancel looks again */
+        fm_publisher_cancel(&bus->publisher, message);
+}
+
+fm_status
+fm_bus_wait_confirm(fm_bus *bus, fm_message *message, int64_t timeout_ns)
+{
+    for (;;) {
+        unsigned seen = fm_wake_read(&message->wake);
+        int64_t since;
+        fm_status status;
+
+        if (fm_message_status(message) != FM_AGAIN)
+            return FM_OK;
+        since = fm_publisher_pending_since(&bus->publisher, message);
+        status = fm_wake_wait(&message->wake, seen,
+            since == FM_NEVER ? fm_deadline_in(timeout_ns)
+                              : since + timeout_ns);
+        if (status == FM_INTERRUPTED)
+            return status;
+        if (status != FM_TIMED_OUT)
+            continue;
+        since = fm_publisher_pending_since(&bus->publisher, message);
+        if (since != FM_NEVER && fm_now() - since >= timeout_ns)
+            return FM_TIMED_OUT;
+    }
+}
+
+fm_status
+fm_bus_wait_reply(
+    fm_bus *bus, fm_message *call, fm_deadline deadline, fm_reply **out)
+{
+    *out = NULL;
+    for (;;) {
+        unsigned seen = fm_wake_read(&call->wake);
+        fm_status ended = fm_message_status(call), status;
+
+        *out = fm_reply_try_take(&bus->replies, call);
+        if (*out != NULL || ended != FM_AGAIN)
+            return FM_OK;
+        status = fm_wake_wait(&call->wake, seen, deadline);
+        if (status != FM_OK)
+            return status;
+    }
+}
+
+fm_status
+fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer)
+{
+    fm_status status = attach(bus);
+
+    if (status != FM_OK)
+        return status;
+    fm_mutex_lock(&bus->lock);
+    if (bus->closing) {
+        status = FM_CLOSED;
+    } else {
+        consumer->next = bus->joining;
+        bus->joining = fm_consumer_ref(consumer);
+    }
+    fm_mutex_unlock(&bus->lock);
+    fm_waker_signal(fm_loop_waker());
+    return status;
+}
+
+/* --- members (I/O thread) --- */
+
+/* The lowest free channel number; 0: out of memory or numbers. */
+static uint16_t
+free_id(fm_bus *bus)
+{
+    size_t id = 1, len;
+    fm_consumer **by_id;
+
+    while (id < bus->by_id_len && bus->by_id[id] != NULL)
+        id++;
+    if (id < bus->by_id_len)
+        return (uint16_t)id;
+    len = bus->by_id_len == 0 ? 16 : bus->by_id_len * 2;
+    if (len > UINT16_MAX)
+        return 0;
+    by_id = realloc(bus->by_id, len * sizeof(*by_id));
+    if (by_id == NULL)
+        return 0;
+    memset(by_id + bus->by_id_len, 0,
+        (len - bus->by_id_len) * sizeof(*by_id));
+    bus->by_id = by_id;
+    bus->by_id_len = len;
+    return (uint16_t)id;
+}
+
+static void
+admit(fm_bus *bus, fm_consumer *consumer)
+{
+    uint16_t id = free_id(bus);
+
+    consumer->channel.id = id;
+    consumer->next = bus->members;
+    bus->members = consumer;
+    if (id == 0)
+        fm_consumer_abandon(consumer);
+    else
+        bus->by_id[id] = consumer;
+}
+
+static void
+admit_joining(fm_bus *bus)
+{
+    fm_consumer *joining;
+
+    fm_mutex_lock(&bus->lock);
+    joining = bus->joining;
+    bus->joining = NULL;
+    fm_mutex_unlock(&bus->lock);
+    while (joining != NULL) {
+        fm_consumer *next = joining->next;
+
+        admit(bus, joining);
+        joining = next;
+    }
+}
+
+static void
+dismiss_closed(fm_bus *bus)
+{
+    fm_consumer **link = &bus->members;
+
+    while (*link != NULL) {
+        fm_consumer *consumer = *link;
+
+        if (consumer->state != FM_CONSUMER_CLOSED) {
+            link = &consumer->next;
+            continue;
+        }
+        *link = consumer->next;
+        if (consumer->channel.id != 0)
+            bus->by_id[consumer->channel.id] = NULL;
+        fm_consumer_unref(consumer);
+    }
+}
+
+/* --- the I/O thread --- */
+
+/* Everybody who waits is told; the connections say goodbye. */
+static void
+begin_end(fm_bus *bus)
+{
+    static const fm_error closed = { .status = FM_CLOSED,
+        .text = "the transport was closed" };
+
+    bus->ending = true;
+    fm_publisher_close(&bus->publisher);
+    fm_reply_fail_all(&bus->replies, &closed);
+    for (fm_consumer *each = bus->members; each != NULL; each = each->next)
+        if (each->state != FM_CONSUMER_CLOSED)
+            fm_consumer_abandon(each);
+}
+
+fm_deadline
+fm_bus_step(fm_bus *bus, int64_t now)
+{
+    fm_deadline next = FM_NEVER, each;
+    bool closing;
+
+    fm_mutex_lock(&bus->lock);
+    closing = bus->closing;
+    fm_mutex_unlock(&bus->lock);
+    admit_joining(bus);
+    if (closing && !bus->ending)
+        begin_end(bus);
+    for (fm_consumer *member = bus->members; member != NULL;
+         member = member->next) {
+        each = fm_consumer_step(
+            member, now, bus->consuming.state == FM_CONN_OPEN);
+        next = each < next ? each : next;
+    }
+    dismiss_closed(bus);
+    each = fm_conn_step(&bus->consuming, now);
+    next = each < next ? each : next;
+    /* After the consumers: what waits at their gates may go at once. */
+    each = fm_conn_step(&bus->publishing, now);
+    next = each < next ? each : next;
+    each = fm_publisher_step(&bus->publisher, now);
+    return each < next ? each : next;
+}
+
+void
+fm_bus_before_sleep(fm_bus *bus, struct pollfd polls[FM_BUS_CONNS])
+{
+    fm_conn_before_sleep(&bus->publishing, &polls[0]);
+    fm_conn_before_sleep(&bus->consuming, &polls[1]);
+}
+
+void
+fm_bus_after_sleep(fm_bus *bus, const struct pollfd polls[FM_BUS_CONNS])
+{
+    fm_conn_after_sleep(&bus->publishing, &polls[0]);
+    fm_conn_after_sleep(&bus->consuming, &polls[1]);
+}
+
+bool
+fm_bus_is_over(const fm_bus *bus)
+{
+    return bus->ending && bus->members == NULL
+        && fm_conn_is_gone(&bus->publishing)
+        && fm_conn_is_gone(&bus->consuming);
+}

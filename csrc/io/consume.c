@@ -1,0 +1,762 @@
+#include "io/consume.h"
+
+#include "base/event.h"
+#include "wire/envelope.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { ACK_REPLIES = 32 }; /* replies that one ack settles */
+#define ACK_DELAY_NS (20 * FM_NS_PER_MS)
+#define FIRST_PAUSE_NS (100 * FM_NS_PER_MS)
+#define LAST_PAUSE_NS (5 * FM_NS_PER_S)
+
+/* --- life --- */
+
+static const fm_channel_ops consumer_ops;
+
+fm_status
+fm_consumer_new(const fm_consumer_config *config, fm_topology *topology,
+    fm_output *output, fm_reply_table *table, fm_consumer **out)
+{
+    fm_consumer *consumer = calloc(1, sizeof(*consumer));
+    fm_status status = FM_NO_MEMORY;
+
+    if (consumer == NULL)
+        return FM_NO_MEMORY;
+    atomic_init(&consumer->refs, 1);
+    fm_wake_init(&consumer->wake);
+    fm_mutex_init(&consumer->lock);
+    consumer->output = output;
+    consumer->table = config->replies ? table : NULL;
+    consumer->prefetch = config->prefetch;
+    consumer->topology = fm_topology_ref(topology);
+    fm_window_init(&consumer->seen);
+    fm_channel_init(&consumer->channel, &consumer_ops, consumer, output);
+    consumer->queues = calloc(config->queue_count, sizeof(char *));
+    consumer->cancelled = calloc(config->queue_count, sizeof(bool));
+    if (consumer->queues == NULL || consumer->cancelled == NULL)
+        goto fail;
+    for (; consumer->queue_count < config->queue_count;
+         consumer->queue_count++) {
+        size_t i = consumer->queue_count;
+
+        consumer->queues[i] = strdup(config->queues[i]);
+        if (consumer->queues[i] == NULL)
+            goto fail;
+    }
+    status = fm_gate_new(&consumer->gate);
+    if (status != FM_OK)
+        goto fail;
+    *out = consumer;
+    return FM_OK;
+
+fail:
+    fm_consumer_unref(consumer);
+    return status;
+}
+
+fm_consumer *
+fm_consumer_ref(fm_consumer *consumer)
+{
+    atomic_fetch_add_explicit(&consumer->refs, 1, memory_order_relaxed);
+    return consumer;
+}
+
+static void
+free_list(fm_delivery *delivery)
+{
+    while (delivery != NULL) {
+        fm_delivery *next = delivery->next;
+
+        fm_delivery_free(delivery);
+        delivery = next;
+    }
+}
+
+void
+fm_consumer_unref(fm_consumer *consumer)
+{
+    if (consumer == NULL
+        || atomic_fetch_sub_explicit(&consumer->refs, 1, memory_order_acq_rel)
+            > 1)
+        return;
+    fm_channel_fini(&consumer->channel);
+    free_list(consumer->intake);
+    fm_window_fini(&consumer->seen);
+    for (size_t i = 0; i < consumer->farewell_len; i++)
+        free(consumer->farewell[i]);
+    free(consumer->farewell);
+    fm_topology_unref(consumer->topology);
+    fm_gate_unref(consumer->gate);
+    for (size_t i = 0; i < consumer->queue_count; i++)
+        free(consumer->queues[i]);
+    free(consumer->queues);
+    free(consumer->cancelled);
+    fm_mutex_fini(&consumer->lock);
+    free(consumer);
+}
+
+/* --- any thread --- */
+
+void
+fm_consumer_want(fm_consumer *consumer, fm_consumer_goal goal)
+{
+    fm_mutex_lock(&consumer->lock);
+    if (goal > consumer->goal)
+        consumer->goal = goal;
+    fm_mutex_unlock(&consumer->lock);
+    fm_wake_all(&consumer->wake); /* take() ends when it is stopped */
+    fm_waker_signal(consumer->output->waker);
+}
+
+fm_status
+fm_consumer_delete_at_close(fm_consumer *consumer, const char *queue)
+{
+    fm_status status = FM_NO_MEMORY;
+    char *copy = strdup(queue);
+    char **farewell;
+
+    if (copy == NULL)
+        return FM_NO_MEMORY;
+    fm_mutex_lock(&consumer->lock);
+    farewell = realloc(consumer->farewell,
+        (consumer->farewell_len + 1) * sizeof(*farewell));
+    if (farewell != NULL) {
+        farewell[consumer->farewell_len++] = copy;
+        consumer->farewell = farewell;
+        status = FM_OK;
+    }
+    fm_mutex_unlock(&consumer->lock);
+    if (status != FM_OK)
+        free(copy);
+    return status;
+}
+
+/* FM_AGAIN while the goal is not reached. */
+static fm_status
+outcome_locked(fm_consumer *consumer, fm_error *error)
+    FM_REQUIRES(consumer->lock)
+{
+    switch (consumer->state) {
+    case FM_CONSUMER_FAILED:
+        if (consumer->goal >= FM_GOAL_STOPPED)
+            return FM_OK;
+        *error = consumer->error;
+        return error->status;
+    case FM_CONSUMER_CLOSED:
+        if (consumer->goal == FM_GOAL_CLOSED)
+            return FM_OK;
+        return fm_error_set(error, FM_CLOSED, 0, "the transport was closed");
+    case FM_CONSUMER_DECLARED:
+    case FM_CONSUMER_STARTING:
+        return consumer->goal == FM_GOAL_DECLARED ? FM_OK : FM_AGAIN;
+    case FM_CONSUMER_CONSUMING:
+        return consumer->goal <= FM_GOAL_CONSUMING ? FM_OK : FM_AGAIN;
+    case FM_CONSUMER_STOPPED:
+        return consumer->goal == FM_GOAL_STOPPED ? FM_OK : FM_AGAIN;
+    default:
+        return FM_AGAIN;
+    }
+}
+
+fm_status
+fm_consumer_wait(fm_consumer *consumer, fm_deadline deadline, fm_error *error)
+{
+    for (;;) {
+        unsigned seen = fm_wake_read(&consumer->wake);
+        fm_status status;
+
+        fm_mutex_lock(&consumer->lock);
+        status = outcome_locked(consumer, error);
+        fm_mutex_unlock(&consumer->lock);
+        if (status != FM_AGAIN)
+            return status;
+        status = fm_wake_wait(&consumer->wake, seen, deadline);
+        if (status != FM_OK)
+            return status;
+    }
+}
+
+static fm_delivery *
+take_locked(fm_consumer *consumer, size_t max) FM_REQUIRES(consumer->lock)
+{
+    fm_delivery *first = consumer->intake, *last = first;
+
+    if (first == NULL || max == 0)
+        return NULL;
+    for (consumer->intake_len--; --max > 0 && last->next != NULL;
+         consumer->intake_len--)
+        last = last->next;
+    consumer->intake = last->next;
+    last->next = NULL;
+    return first;
+}
+
+fm_status
+fm_consumer_take(fm_consumer *consumer, size_t max, fm_deadline deadline,
+    fm_delivery **out)
+{
+    for (;;) {
+        unsigned seen = fm_wake_read(&consumer->wake);
+        fm_delivery *taken = NULL;
+        bool stopped;
+        fm_status status;
+
+        fm_mutex_lock(&consumer->lock);
+        stopped = consumer->goal >= FM_GOAL_STOPPED
+            || consumer->state >= FM_CONSUMER_STOPPING;
+        if (!stopped)
+            taken = take_locked(consumer, max);
+        fm_mutex_unlock(&consumer->lock);
+        if (stopped)
+            return FM_CLOSED;
+        if (taken != NULL) {
+            *out = taken;
+            return FM_OK;
+        }
+        status = fm_wake_wait(&consumer->wake, seen, deadline);
+        if (status != FM_OK)
+            return status;
+    }
+}
+
+void
+fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
+    bool multiple, bool push)
+{
+    fm_output *output = consumer->output;
+
+    fm_mutex_lock(&output->lock);
+    if (generation != 0 && consumer->channel.generation == generation
+        && fm_frame_put_ack(
+               &output->out, consumer->channel.id, tag, multiple)
+            == FM_OK
+        && push)
+        fm_output_push_locked(output);
+    fm_mutex_unlock(&output->lock);
+}
+
+void
+fm_consumer_reject(fm_consumer *consumer, uint64_t generation, uint64_t tag,
+    bool requeue)
+{
+    fm_output *output = consumer->output;
+
+    fm_mutex_lock(&output->lock);
+    if (generation != 0 && consumer->channel.generation == generation
+        && fm_frame_put_reject(
+               &output->out, consumer->channel.id, tag, requeue)
+            == FM_OK)
+        fm_output_push_locked(output);
+    fm_mutex_unlock(&output->lock);
+}
+
+bool
+fm_consumer_has_seen(fm_consumer *consumer, const char *id, size_t len)
+{
+    bool seen;
+
+    fm_mutex_lock(&consumer->lock);
+    seen = fm_window_has(&consumer->seen, id, len, fm_now());
+    if (seen)
+        consumer->duplicates++;
+    fm_mutex_unlock(&consumer->lock);
+    return seen;
+}
+
+void
+fm_consumer_remember(fm_consumer *consumer, const char *id, size_t len)
+{
+    fm_mutex_lock(&consumer->lock);
+    /* Out of memory: a duplicate may pass, which beats losing a message. */
+    (void)!fm_window_add(&consumer->seen, id, len, fm_now());
+    fm_mutex_unlock(&consumer->lock);
+}
+
+/* Tags are the queues' numbers from 1; SIZE_MAX for any other text. */
+static size_t
+index_of_tag(const fm_consumer *consumer, fm_slice tag)
+{
+    size_t index = 0;
+
+    if (tag.len == 0 || tag.len > 5)
+        return SIZE_MAX;
+    for (size_t i = 0; i < tag.len; i++) {
+        if (tag.data[i] < '0' || tag.data[i] > '9')
+            return SIZE_MAX;
+        index = index * 10 + (size_t)(tag.data[i] - '0');
+    }
+    return index >= 1 && index <= consumer->queue_count ? index - 1 : SIZE_MAX;
+}
+
+const char *
+fm_consumer_queue_of(
+    const fm_consumer *consumer, const fm_delivery *delivery)
+{
+    size_t index = index_of_tag(consumer, delivery->deliver.consumer_tag);
+
+    return index == SIZE_MAX ? NULL : consumer->queues[index];
+}
+
+/* --- scripts (I/O thread) --- */
+
+static fm_status
+write_consume(fm_script *script, const fm_consumer *consumer, size_t index)
+{
+    char tag[8];
+
+    snprintf(tag, sizeof(tag), "%u", (unsigned)index + 1);
+    return fm_script_add_consume(script, consumer->queues[index], tag);
+}
+
+static fm_status
+write_consume_all(fm_script *script, const fm_consumer *consumer)
+{
+    fm_status status = FM_OK;
+
+    for (size_t i = 0; i < consumer->queue_count && status == FM_OK; i++)
+        status = write_consume(script, consumer, i);
+    return status;
+}
+
+static fm_status
+write_declare(fm_script *script, const fm_consumer *consumer, bool consume)
+{
+    fm_status status = fm_script_add_open(script);
+
+    if (status == FM_OK && consumer->prefetch > 0)
+        status = fm_script_add_qos(script, consumer->prefetch);
+    if (status == FM_OK)
+        status = fm_topology_write(consumer->topology, script);
+    if (status == FM_OK && consume)
+        status = write_consume_all(script, consumer);
+    return status;
+}
+
+static fm_status
+write_recover(fm_script *script, const fm_consumer *consumer)
+{
+    fm_status status = fm_topology_write(consumer->topology, script);
+
+    for (size_t i = 0; i < consumer->queue_count && status == FM_OK; i++)
+        if (consumer->cancelled[i])
+            status = write_consume(script, consumer, i);
+    return status;
+}
+
+static fm_status
+write_cancel(fm_script *script, const fm_consumer *consumer)
+{
+    fm_status status = FM_OK;
+    char tag[8];
+
+    for (size_t i = 0; i < consumer->queue_count && status == FM_OK; i++) {
+        if (consumer->cancelled[i])
+            continue;
+        snprintf(tag, sizeof(tag), "%u", (unsigned)i + 1);
+        status = fm_script_add_cancel(script, tag);
+    }
+    return status;
+}
+
+static fm_status
+write_farewell(fm_script *script, fm_consumer *consumer)
+{
+    fm_status status = FM_OK;
+
+    fm_mutex_lock(&consumer->lock);
+    for (size_t i = 0; i < consumer->farewell_len && status == FM_OK; i++)
+        status = fm_script_add_delete(script, consumer->farewell[i]);
+    fm_mutex_unlock(&consumer->lock);
+    return status == FM_OK ? fm_script_add_close(script) : status;
+}
+
+/* --- state changes (I/O thread) --- */
+
+static void
+set_state(fm_consumer *consumer, fm_consumer_state state)
+{
+    fm_mutex_lock(&consumer->lock);
+    consumer->state = state;
+    fm_mutex_unlock(&consumer->lock);
+    fm_gate_set(consumer->gate,
+        state == FM_CONSUMER_CONSUMING    ? FM_GATE_OPEN
+            : state == FM_CONSUMER_FAILED ? FM_GATE_BROKEN
+            : state == FM_CONSUMER_CLOSED ? FM_GATE_BROKEN
+                                          : FM_GATE_SHUT);
+    fm_wake_all(&consumer->wake);
+    /* Calls may wait at the gate, and a new goal may be waiting. */
+    fm_waker_signal(consumer->output->waker);
+}
+
+static void
+fail(fm_consumer *consumer, const fm_error *why)
+{
+    fm_mutex_lock(&consumer->lock);
+    consumer->error = *why;
+    fm_mutex_unlock(&consumer->lock);
+    consumer->gate->error = *why;
+    set_state(consumer, FM_CONSUMER_FAILED);
+}
+
+/* Take what is in the intake; it comes again from the broker. */
+static fm_delivery *
+empty_intake(fm_consumer *consumer)
+{
+    fm_delivery *left;
+
+    fm_mutex_lock(&consumer->lock);
+    left = consumer->intake;
+    consumer->intake = NULL;
+    consumer->intake_len = 0;
+    fm_mutex_unlock(&consumer->lock);
+    return left;
+}
+
+static void
+give_back_intake(fm_consumer *consumer)
+{
+    fm_delivery *left = empty_intake(consumer);
+
+    for (fm_delivery *each = left; each != NULL; each = each->next)
+        fm_consumer_reject(consumer, each->generation,
+            each->deliver.delivery_tag, true);
+    free_list(left);
+}
+
+static void
+forget_channel(fm_consumer *consumer)
+{
+    free_list(empty_intake(consumer));
+    consumer->unacked = 0;
+    consumer->any_cancelled = false;
+    memset(consumer->cancelled, 0, consumer->queue_count * sizeof(bool));
+}
+
+static void
+run(fm_consumer *consumer, fm_script *script, fm_status status,
+    fm_consumer_state state, int64_t now)
+{
+    if (status == FM_OK)
+        status = fm_channel_run(&consumer->channel, script);
+    fm_script_fini(script);
+    if (status == FM_OK)
+        set_state(consumer, state);
+    else
+        consumer->retry_at = now + FIRST_PAUSE_NS; /* out of memory */
+}
+
+static void
+consumer_done(fm_channel *channel)
+{
+    fm_consumer *consumer = channel->owner;
+
+    switch (consumer->state) { /* written by this thread */
+    case FM_CONSUMER_DECLARING:
+        consumer->established = true;
+        set_state(consumer,
+            consumer->consumes ? FM_CONSUMER_CONSUMING
+                               : FM_CONSUMER_DECLARED);
+        break;
+    case FM_CONSUMER_STARTING:
+        set_state(consumer, FM_CONSUMER_CONSUMING);
+        break;
+    case FM_CONSUMER_STOPPING:
+        give_back_intake(consumer);
+        set_state(consumer, FM_CONSUMER_STOPPED);
+        break;
+    case FM_CONSUMER_CLOSING:
+        free_list(empty_intake(consumer));
+        set_state(consumer, FM_CONSUMER_CLOSED);
+        break;
+    default:
+        break;
+    }
+}
+
+static void
+consumer_closed(fm_channel *channel, const fm_close *why)
+{
+    fm_consumer *consumer = channel->owner;
+    char text[FM_ERROR_TEXT / 2];
+    fm_error error;
+
+    fm_amqp_print_close(text, sizeof(text), why);
+    forget_channel(consumer);
+    if (consumer->state == FM_CONSUMER_CLOSING) {
+        set_state(consumer, FM_CONSUMER_CLOSED);
+        return;
+    }
+    if (consumer->state == FM_CONSUMER_STOPPING
+        || consumer->state == FM_CONSUMER_STOPPED) {
+        set_state(consumer, FM_CONSUMER_STOPPED);
+        return;
+    }
+    (void)fm_error_set(&error, FM_REJECTED, why->code,
+        "the broker refused the consumer of '%s': %s", consumer->queues[0],
+        text);
+    if (!consumer->established) {
+        fail(consumer, &error);
+        return;
+    }
+    fm_event_post(FM_WARNING,
+        "the broker closed the channel of the consumer of '%s': %s; opening "
+        "it again",
+        consumer->queues[0], text);
+    consumer->retry_at =
+        consumer->pause_ns == 0 ? 0 : fm_now() + consumer->pause_ns;
+    consumer->pause_ns = consumer->pause_ns == 0 ? FIRST_PAUSE_NS
+        : consumer->pause_ns >= LAST_PAUSE_NS    ? LAST_PAUSE_NS
+                                                 : consumer->pause_ns * 2;
+    set_state(consumer, FM_CONSUMER_DOWN);
+}
+
+/* basic.cancel by the broker: the queue is gone, or its leader. */
+static fm_status
+take_cancel(fm_consumer *consumer, fm_slice payload)
+{
+    fm_output *output = consumer->output;
+    fm_slice tag;
+    bool nowait;
+    size_t index;
+    fm_status status =
+        fm_amqp_get_consumer_tag(payload.data, payload.len, &tag, &nowait);
+
+    if (status != FM_OK)
+        return status;
+    if (!nowait) {
+        fm_mutex_lock(&output->lock);
+        status = fm_amqp_put_basic_cancel_ok(
+            &output->out, consumer->channel.id, tag);
+        fm_mutex_unlock(&output->lock);
+    }
+    index = index_of_tag(consumer, tag);
+    if (index == SIZE_MAX)
+        return status;
+    fm_event_post(FM_WARNING,
+        "the broker cancelled the consumer of '%s': declaring and consuming "
+        "it again",
+        consumer->queues[index]);
+    consumer->cancelled[index] = true;
+    consumer->any_cancelled = true;
+    return status;
+}
+
+static fm_status
+consumer_method(fm_channel *channel, uint32_t id, fm_slice payload)
+{
+    if (id == FM_METHOD_BASIC_CANCEL)
+        return take_cancel(channel->owner, payload);
+    return FM_BAD_FRAME;
+}
+
+/* --- deliveries (I/O thread) --- */
+
+static void
+reject_reply(fm_consumer *consumer, const fm_delivery *delivery)
+{
+    fm_mutex_lock(&consumer->lock);
+    consumer->rejected++;
+    fm_mutex_unlock(&consumer->lock);
+    fm_event_post(FM_ERROR,
+        "rejected a reply of %zu bytes on '%s': not a JSON envelope with a "
+        "message id, or compressed",
+        delivery->body.len, consumer->queues[0]);
+    fm_consumer_reject(consumer, delivery->generation,
+        delivery->deliver.delivery_tag, false);
+}
+
+static void
+take_reply(fm_consumer *consumer, fm_delivery *delivery)
+{
+    fm_reply_head head;
+    fm_slice compression;
+    uint64_t tag = delivery->deliver.delivery_tag;
+
+    if (fm_frame_find_header(
+            delivery->content.headers, "compression", &compression)
+            == FM_OK
+        || fm_envelope_read_reply(fm_buf_slice(&delivery->body), &head)
+            != FM_OK) {
+        reject_reply(consumer, delivery);
+    } else {
+        /* Late ones are counted there, and acked like the others. */
+        (void)!fm_reply_deliver(
+            consumer->table, head.msg_id, head.ending, &delivery->body);
+        consumer->unacked_tag = tag;
+        if (consumer->unacked++ == 0)
+            consumer->ack_due = fm_now() + ACK_DELAY_NS;
+    }
+    fm_delivery_free(delivery);
+    if (consumer->unacked >= ACK_REPLIES) {
+        fm_consumer_ack(consumer, consumer->channel.generation,
+            consumer->unacked_tag, true, false);
+        consumer->unacked = 0;
+    }
+}
+
+static void
+consumer_content(fm_channel *channel, fm_delivery *delivery)
+{
+    fm_consumer *consumer = channel->owner;
+    bool wanted;
+
+    if (consumer->table != NULL) {
+        take_reply(consumer, delivery);
+        return;
+    }
+    fm_mutex_lock(&consumer->lock);
+    /* While it stops: cancel-ok has not come yet, so it still delivers. */
+    wanted = consumer->state != FM_CONSUMER_CLOSING;
+    if (wanted) {
+        if (consumer->intake == NULL)
+            consumer->intake = delivery;
+        else
+            consumer->last->next = delivery;
+        consumer->last = delivery;
+        consumer->intake_len++;
+        consumer->delivered++;
+    }
+    fm_mutex_unlock(&consumer->lock);
+    if (wanted)
+        fm_wake_all(&consumer->wake);
+    else
+        fm_delivery_free(delivery); /* closing the channel gives it back */
+}
+
+static const fm_channel_ops consumer_ops = {
+    .done = consumer_done,
+    .closed = consumer_closed,
+    .method = consumer_method,
+    .content = consumer_content,
+};
+
+/* --- the I/O thread's part --- */
+
+void
+fm_consumer_down(fm_consumer *consumer)
+{
+    fm_channel_reset(&consumer->channel);
+    forget_channel(consumer);
+    consumer->retry_at = 0;
+    consumer->pause_ns = 0;
+    switch (consumer->state) {
+    case FM_CONSUMER_STOPPING:
+    case FM_CONSUMER_STOPPED:
+        set_state(consumer, FM_CONSUMER_STOPPED);
+        break;
+    case FM_CONSUMER_CLOSING:
+        set_state(consumer, FM_CONSUMER_CLOSED);
+        break;
+    case FM_CONSUMER_CLOSED:
+    case FM_CONSUMER_FAILED:
+        break;
+    default:
+        set_state(consumer, FM_CONSUMER_DOWN);
+        break;
+    }
+}
+
+void
+fm_consumer_refused(fm_consumer *consumer, const fm_error *why)
+{
+    if (!consumer->established && consumer->state == FM_CONSUMER_DOWN)
+        fail(consumer, why);
+}
+
+void
+fm_consumer_abandon(fm_consumer *consumer)
+{
+    static const fm_error closed = { .status = FM_CLOSED,
+        .text = "the transport was closed" };
+
+    fm_channel_reset(&consumer->channel);
+    forget_channel(consumer);
+    consumer->gate->error = closed;
+    set_state(consumer, FM_CONSUMER_CLOSED);
+}
+
+/* From where it is, one move towards the goal. */
+static void
+move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
+{
+    fm_channel *channel = &consumer->channel;
+    fm_script script;
+    fm_status status;
+
+    fm_script_init(&script, channel->id);
+    if (goal == FM_GOAL_CLOSED && channel->state == FM_CHANNEL_READY) {
+        status = write_farewell(&script, consumer);
+        run(consumer, &script, status, FM_CONSUMER_CLOSING, now);
+    } else if (goal == FM_GOAL_CLOSED) {
+        set_state(consumer, FM_CONSUMER_CLOSED);
+    } else if (goal == FM_GOAL_STOPPED
+        && consumer->state == FM_CONSUMER_CONSUMING) {
+        status = write_cancel(&script, consumer);
+        if (script.count > 0) {
+            run(consumer, &script, status, FM_CONSUMER_STOPPING, now);
+        } else { /* the broker has cancelled every one */
+            give_back_intake(consumer);
+            set_state(consumer, FM_CONSUMER_STOPPED);
+        }
+    } else if (goal == FM_GOAL_STOPPED) {
+        if (consumer->state != FM_CONSUMER_STOPPED)
+            set_state(consumer, FM_CONSUMER_STOPPED);
+    } else if (consumer->state == FM_CONSUMER_DOWN) {
+        if (now < consumer->retry_at)
+            return;
+        consumer->consumes = goal == FM_GOAL_CONSUMING;
+        status = write_declare(&script, consumer, consumer->consumes);
+        run(consumer, &script, status, FM_CONSUMER_DECLARING, now);
+    } else if (consumer->state == FM_CONSUMER_DECLARED
+        && goal == FM_GOAL_CONSUMING) {
+        status = write_consume_all(&script, consumer);
+        run(consumer, &script, status, FM_CONSUMER_STARTING, now);
+    } else if (consumer->any_cancelled
+        && consumer->state == FM_CONSUMER_CONSUMING) {
+        status = write_recover(&script, consumer);
+        consumer->any_cancelled = false;
+        memset(consumer->cancelled, 0,
+            consumer->queue_count * sizeof(bool));
+        run(consumer, &script, status, FM_CONSUMER_STARTING, now);
+    } else {
+        consumer->pause_ns = 0; /* it stands */
+    }
+}
+
+fm_deadline
+fm_consumer_step(fm_consumer *consumer, int64_t now, bool up)
+{
+    fm_consumer_goal goal;
+    fm_deadline next = FM_NEVER;
+
+    fm_mutex_lock(&consumer->lock);
+    goal = consumer->goal;
+    fm_mutex_unlock(&consumer->lock);
+    if (consumer->state == FM_CONSUMER_CLOSED)
+        return FM_NEVER;
+    if (consumer->state == FM_CONSUMER_FAILED) {
+        if (goal == FM_GOAL_CLOSED)
+            set_state(consumer, FM_CONSUMER_CLOSED);
+        return FM_NEVER;
+    }
+    if (up && consumer->unacked > 0 && now >= consumer->ack_due) {
+        fm_consumer_ack(consumer, consumer->channel.generation,
+            consumer->unacked_tag, true, false);
+        consumer->unacked = 0;
+    }
+    if (up && consumer->channel.state != FM_CHANNEL_BUSY)
+        move(consumer, goal, now);
+    else if (!up && goal == FM_GOAL_CLOSED)
+        set_state(consumer, FM_CONSUMER_CLOSED);
+    else if (!up && goal == FM_GOAL_STOPPED
+        && consumer->state != FM_CONSUMER_STOPPED)
+        set_state(consumer, FM_CONSUMER_STOPPED);
+    if (consumer->unacked > 0)
+        next = consumer->ack_due;
+    if (up && consumer->state == FM_CONSUMER_DOWN
+        && consumer->retry_at > now && consumer->retry_at < next)
+        next = consumer->retry_at;
+    return next;
+}

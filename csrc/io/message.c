@@ -1,0 +1,77 @@
+#include "io/message.h"
+
+#include "io/gate.h"
+#include "io/topology.h"
+
+#include <stdlib.h>
+
+enum { NAME_MAX_BYTES = 255 }; /* shortstr: AMQP 0-9-1 section 4.2.5.3 */
+
+fm_status
+fm_message_new(fm_lane lane, const char *exchange, const char *routing_key,
+    fm_message **out)
+{
+    fm_message *message;
+
+    if (strlen(exchange) > NAME_MAX_BYTES
+        || strlen(routing_key) > NAME_MAX_BYTES)
+        return FM_TOO_LARGE;
+    message = calloc(1, sizeof(*message));
+    if (message == NULL)
+        return FM_NO_MEMORY;
+    atomic_init(&message->refs, 1);
+    fm_wake_init(&message->wake);
+    atomic_init(&message->status, FM_AGAIN);
+    message->lane = lane;
+    message->retry = FM_RETRY_FOREVER;
+    message->give_up = FM_NEVER;
+    message->exchange = strdup(exchange);
+    message->routing_key = strdup(routing_key);
+    if (message->exchange == NULL || message->routing_key == NULL) {
+        fm_message_unref(message);
+        return FM_NO_MEMORY;
+    }
+    *out = message;
+    return FM_OK;
+}
+
+fm_message *
+fm_message_ref(fm_message *message)
+{
+    atomic_fetch_add_explicit(&message->refs, 1, memory_order_relaxed);
+    return message;
+}
+
+void
+fm_message_unref(fm_message *message)
+{
+    if (message == NULL
+        || atomic_fetch_sub_explicit(&message->refs, 1, memory_order_acq_rel)
+            > 1)
+        return;
+    while (message->replies != NULL) {
+        fm_reply *reply = message->replies;
+
+        message->replies = reply->next;
+        fm_buf_fini(&reply->body);
+        free(reply);
+    }
+    fm_topology_unref(message->topology);
+    fm_gate_unref(message->gate);
+    fm_buf_fini(&message->body);
+    free(message->routing_key);
+    free(message->exchange);
+    free(message);
+}
+
+void
+fm_message_finish(fm_message *message, const fm_error *error)
+{
+    if (fm_message_status(message) != FM_AGAIN)
+        return;
+    if (error != NULL)
+        message->error = *error;
+    atomic_store_explicit(&message->status,
+        (int)(error == NULL ? FM_OK : error->status), memory_order_release);
+    fm_wake_all(&message->wake);
+}

@@ -1,0 +1,108 @@
+/* A message on its way out, and who waits for what becomes of it.
+ *
+ * A caller makes it, submits it to a publisher (publish.h) and waits; the
+ * I/O thread finishes it: confirmed, answered or failed, once. A call also
+ * collects its replies here (reply.h). Shared by count, because a caller may
+ * give up at any moment.
+ */
+#ifndef FM_IO_MESSAGE_H
+#define FM_IO_MESSAGE_H
+
+#include "base/attrs.h"
+#include "base/buf.h"
+#include "base/status.h"
+#include "base/sync.h"
+#include "wire/envelope.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+struct fm_topology;
+struct fm_gate;
+
+/* Which confirm channel carries it. Each keeps order within itself. */
+typedef enum fm_lane {
+    FM_LANE_RPC,    /* calls, casts, replies */
+    FM_LANE_NOTIFY, /* notifications: bulk, with a window of its own */
+    FM_LANE_FANOUT, /* fanouts: a vanished exchange closes this one only */
+    FM_LANE_COUNT
+} fm_lane;
+
+/* Retry for ever: the value of fm_message.retry for None and -1. */
+enum { FM_RETRY_FOREVER = -1 };
+
+/* One reply to a call, as received. */
+typedef struct fm_reply {
+    struct fm_reply *next;
+    fm_buf body; /* owned */
+    bool ending; /* the last one of its call */
+} fm_reply;
+
+typedef enum fm_message_place {
+    FM_PLACE_CALLER, /* not submitted, or done with */
+    FM_PLACE_UNSENT, /* in its lane's queue */
+    FM_PLACE_SENT,   /* in its lane's ring, waiting for the confirm */
+    FM_PLACE_PARKED, /* a returned reply that waits for its next try */
+} fm_message_place;
+
+typedef struct fm_message {
+    atomic_uint refs;
+    fm_wake wake;       /* whoever waits for the end or for a reply */
+    atomic_int status;  /* an fm_status; FM_AGAIN while under way */
+    fm_error error;     /* written before status is; read after */
+
+    /* FM_IMMUTABLE after submission. */
+    fm_lane lane;
+    bool mandatory;
+    bool handed_over;        /* nobody waits: a reply that the core owns */
+    int retry;               /* connection losses and failed rounds it bears */
+    fm_deadline give_up;     /* until when a returned reply is tried again */
+    char *exchange;          /* owned; "" is the default exchange */
+    char *routing_key;       /* owned */
+    char expiration[24];     /* milliseconds in decimal; "" for none */
+    struct fm_topology *topology; /* shared; NULL: nothing to declare */
+    struct fm_gate *gate;    /* shared; NULL: may go at once (publish.h) */
+    fm_buf body;             /* owned: the payload of the body frames */
+    char msg_id[FM_MSG_ID_MAX + 1]; /* of a call, else "" */
+
+    /* FM_GUARDED_BY(the publisher's output lock). */
+    fm_message_place place;
+    bool abandoned;          /* its caller gave up: never send it again */
+    bool returned;           /* basic.return came, its confirm has not */
+    int64_t submitted;       /* fm_now() then */
+    int losses;              /* compared with retry */
+    int strikes;             /* hard errors it was in flight at */
+    int64_t due;             /* of a parked one: its next try */
+    int64_t pause_ns;        /* of a parked one: grows with each try */
+    struct fm_message *prev, *next;
+
+    /* FM_GUARDED_BY(the reply table's lock). */
+    bool expected;           /* registered in the reply table */
+    fm_reply *replies;       /* owned; oldest first */
+    fm_reply *last_reply;
+} fm_message;
+
+/* A message with one reference and copies of the names; the caller fills
+ * body and the other immutable fields before it submits. FM_TOO_LARGE: a name
+ * beyond 255 bytes, AMQP's limit. `topology` and `gate` stay NULL; storing
+ * one stores a reference. */
+FM_MUST_CHECK fm_status fm_message_new(fm_lane lane, const char *exchange,
+    const char *routing_key, fm_message **out);
+
+fm_message *fm_message_ref(fm_message *message);
+void fm_message_unref(fm_message *message); /* NULL is allowed */
+
+/* End it, once; later calls change nothing. Called by the I/O thread, or by
+ * the submitter of a message that was not accepted. `error` is copied; NULL
+ * stands for FM_OK. */
+void fm_message_finish(fm_message *message, const fm_error *error);
+
+/* FM_AGAIN while under way. */
+static inline fm_status
+fm_message_status(fm_message *message)
+{
+    return (fm_status)atomic_load_explicit(
+        &message->status, memory_order_acquire);
+}
+
+#endif

@@ -1,0 +1,1197 @@
+#include "io/publish.h"
+
+#include "base/event.h"
+#include "base/idmap.h"
+#include "io/gate.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum {
+    FIRST_RING = 64,
+    RPC_WINDOW = 16384,   /* bounds the ring, not the speed */
+    NOTIFY_WINDOW = 256,  /* with more, an RPC beside it takes 50 ms */
+    STRIKES = 3,          /* hard errors after which a message is blamed */
+    NOT_FOUND = 404,      /* AMQP 0-9-1 section 1.8: reply codes */
+    NO_ROUTE = 312,
+    PARKED_MAX = 10000,
+};
+#define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
+#define HANDED_BYTES_MAX ((size_t)8 * 1024 * 1024)
+#define FIRST_PAUSE_NS (250 * FM_NS_PER_MS)
+#define LAST_PAUSE_NS (4 * FM_NS_PER_S)
+#define GONE_NS (60 * FM_NS_PER_S)
+
+/* --- messages that are done with, to be finished without the lock --- */
+
+/* A list through message->next of messages that share one error. */
+typedef struct settled {
+    fm_message *first;
+    fm_message *last;
+} settled;
+
+static void
+settled_add(settled *list, fm_message *message)
+{
+    message->place = FM_PLACE_CALLER;
+    message->prev = message->next = NULL;
+    if (list->first == NULL)
+        list->first = message;
+    else
+        list->last->next = message;
+    list->last = message;
+}
+
+/* What a caller is told about its own message, from a cause. */
+static void
+describe(const fm_message *message, const fm_error *cause, fm_error *out)
+{
+    *out = *cause;
+    (void)fm_error_set(out, cause->status, cause->code,
+        "message to %s%s%s with routing key '%s': %s",
+        message->exchange[0] == '\0' ? "the default exchange" : "exchange '",
+        message->exchange, message->exchange[0] == '\0' ? "" : "'",
+        message->routing_key, cause->text);
+}
+
+/* Finish a list; error NULL: confirmed. Without the lock. */
+static void
+settle(settled *list, const fm_error *error)
+{
+    fm_message *message = list->first;
+
+    while (message != NULL) {
+        fm_message *next = message->next;
+
+        message->next = NULL;
+        if (error == NULL) {
+            /* A call ends with its reply, not with its confirm. */
+            if (message->msg_id[0] == '\0')
+                fm_message_finish(message, NULL);
+        } else {
+            fm_error own;
+
+            describe(message, error, &own);
+            if (message->handed_over && error->status != FM_CLOSED)
+                fm_event_post(FM_WARNING, "dropped the reply: %s", own.text);
+            fm_message_finish(message, &own);
+        }
+        fm_message_unref(message);
+        message = next;
+    }
+    *list = (settled){ NULL, NULL };
+}
+
+/* --- life --- */
+
+static const fm_channel_ops lane_ops, declarer_ops;
+
+void
+fm_publisher_init(fm_publisher *publisher, fm_output *output)
+{
+    memset(publisher, 0, sizeof(*publisher));
+    publisher->output = output;
+    fm_wake_init(&publisher->space);
+    for (int i = 0; i < FM_LANE_COUNT; i++) {
+        fm_publisher_lane *lane = &publisher->lanes[i];
+
+        fm_channel_init(&lane->channel, &lane_ops, publisher, output);
+        lane->channel.id = (uint16_t)(i + 1);
+        lane->low = lane->next = 1;
+        lane->window = i == FM_LANE_NOTIFY ? NOTIFY_WINDOW : RPC_WINDOW;
+        lane->window_bytes =
+            i == FM_LANE_NOTIFY ? NOTIFY_WINDOW_BYTES : SIZE_MAX;
+    }
+    fm_channel_init(&publisher->declarer, &declarer_ops, publisher, output);
+    publisher->declarer.id = FM_DECLARER_ID;
+}
+
+void
+fm_publisher_fini(fm_publisher *publisher)
+{
+    for (int i = 0; i < FM_LANE_COUNT; i++) {
+        assert(publisher->lanes[i].first_unsent == NULL);
+        fm_channel_fini(&publisher->lanes[i].channel);
+        free(publisher->lanes[i].ring);
+    }
+    fm_channel_fini(&publisher->declarer);
+    fm_topology_unref(publisher->declaring);
+    for (size_t i = 0; i < publisher->request_count; i++)
+        fm_topology_unref(publisher->requests[i]);
+    free(publisher->requests);
+}
+
+fm_channel *
+fm_publisher_channel(fm_publisher *publisher, uint16_t id)
+{
+    if (id == FM_DECLARER_ID)
+        return &publisher->declarer;
+    if (id >= 1 && id <= FM_LANE_COUNT)
+        return &publisher->lanes[id - 1].channel;
+    return NULL;
+}
+
+/* --- the queue of a lane; all with the lock --- */
+
+static void
+append_unsent(fm_publisher_lane *lane, fm_message *message)
+{
+    message->place = FM_PLACE_UNSENT;
+    message->prev = lane->last_unsent;
+    message->next = NULL;
+    if (lane->last_unsent == NULL)
+        lane->first_unsent = message;
+    else
+        lane->last_unsent->next = message;
+    lane->last_unsent = message;
+    lane->unsent++;
+}
+
+static void
+prepend_unsent(fm_publisher_lane *lane, fm_message *message)
+{
+    message->place = FM_PLACE_UNSENT;
+    message->prev = NULL;
+    message->next = lane->first_unsent;
+    if (lane->first_unsent == NULL)
+        lane->last_unsent = message;
+    else
+        lane->first_unsent->prev = message;
+    lane->first_unsent = message;
+    lane->unsent++;
+}
+
+static void
+remove_unsent(fm_publisher_lane *lane, fm_message *message)
+{
+    if (message->prev == NULL)
+        lane->first_unsent = message->next;
+    else
+        message->prev->next = message->next;
+    if (message->next == NULL)
+        lane->last_unsent = message->prev;
+    else
+        message->next->prev = message->prev;
+    message->prev = message->next = NULL;
+    lane->unsent--;
+}
+
+/* A handed-over reply left the publisher, or (`parked`) waits elsewhere. */
+static void
+count_handed(fm_publisher *publisher, fm_message *message, bool left)
+{
+    if (!message->handed_over)
+        return;
+    publisher->handed_count--;
+    if (left)
+        publisher->handed_bytes -= message->body.len;
+    fm_wake_all(&publisher->space);
+}
+
+/* --- sending --- */
+
+/* Room for one more tag in the ring. */
+static fm_status
+ring_reserve(fm_publisher_lane *lane)
+{
+    size_t cap = lane->ring_cap == 0 ? FIRST_RING : lane->ring_cap * 2;
+    fm_message **ring;
+
+    if (lane->next - lane->low < lane->ring_cap)
+        return FM_OK;
+    ring = calloc(cap, sizeof(*ring));
+    if (ring == NULL)
+        return FM_NO_MEMORY;
+    for (uint64_t tag = lane->low; tag < lane->next; tag++)
+        ring[tag & (cap - 1)] = lane->ring[tag & (lane->ring_cap - 1)];
+    free(lane->ring);
+    lane->ring = ring;
+    lane->ring_cap = cap;
+    return FM_OK;
+}
+
+static fm_message **
+ring_slot(fm_publisher_lane *lane, uint64_t tag)
+{
+    return &lane->ring[tag & (lane->ring_cap - 1)];
+}
+
+/* Ask the I/O thread to declare a topology on this connection. */
+static void
+request_topology(fm_publisher *publisher, fm_topology *topology)
+{
+    uint64_t epoch = publisher->output->epoch;
+
+    if (atomic_load(&topology->requested) == epoch)
+        return;
+    if (publisher->request_count == publisher->request_cap) {
+        size_t cap =
+            publisher->request_cap == 0 ? 8 : publisher->request_cap * 2;
+        fm_topology **requests =
+            realloc(publisher->requests, cap * sizeof(*requests));
+
+        if (requests == NULL)
+            return; /* asked again with the next message or step */
+        publisher->requests = requests;
+        publisher->request_cap = cap;
+    }
+    publisher->requests[publisher->request_count++] =
+        fm_topology_ref(topology);
+    atomic_store(&topology->requested, epoch);
+    fm_waker_signal(publisher->output->waker);
+}
+
+static bool
+may_go(fm_publisher *publisher, fm_message *message)
+{
+    fm_topology *topology = message->topology;
+
+    if (topology != NULL
+        && atomic_load_explicit(&topology->declared, memory_order_acquire)
+            != publisher->output->epoch) {
+        request_topology(publisher, topology);
+        return false;
+    }
+    return message->gate == NULL
+        || fm_gate_state_get(message->gate) == FM_GATE_OPEN;
+}
+
+static fm_status
+send_one(fm_publisher *publisher, fm_publisher_lane *lane,
+    fm_message *message)
+{
+    fm_output *output = publisher->output;
+    fm_publication publication = {
+        .exchange = { (const uint8_t *)message->exchange,
+            strlen(message->exchange) },
+        .routing_key = { (const uint8_t *)message->routing_key,
+            strlen(message->routing_key) },
+        .mandatory = message->mandatory,
+        .expiration = { (const uint8_t *)message->expiration,
+            strlen(message->expiration) },
+        .body = fm_buf_slice(&message->body),
+    };
+    fm_status status = ring_reserve(lane);
+
+    if (status == FM_OK)
+        status = fm_frame_put_publish(
+            &output->out, lane->channel.id, output->frame_max, &publication);
+    if (status != FM_OK)
+        return status;
+    remove_unsent(lane, message);
+    message->place = FM_PLACE_SENT;
+    *ring_slot(lane, lane->next++) = message;
+    lane->in_flight++;
+    lane->in_flight_bytes += message->body.len;
+    publisher->stats.published++;
+    return FM_OK;
+}
+
+static bool
+has_room(fm_publisher *publisher, fm_publisher_lane *lane)
+    FM_REQUIRES(publisher->output->lock)
+{
+    size_t window = lane->suspects > 0 ? 1 : lane->window;
+
+    return !publisher->blocked && lane->in_flight < window
+        && lane->in_flight_bytes < lane->window_bytes
+        && fm_output_pending_locked(publisher->output)
+        < FM_OUTPUT_HIGH_WATER;
+}
+
+/* Send what can go. */
+static void
+pump_locked(fm_publisher *publisher, fm_publisher_lane *lane)
+    FM_REQUIRES(publisher->output->lock)
+{
+    fm_message *message = lane->first_unsent;
+
+    if (message == NULL || !lane->ready || lane->channel.generation == 0)
+        return;
+    while (message != NULL && has_room(publisher, lane)) {
+        fm_message *next = message->next;
+
+        if (may_go(publisher, message)
+            && send_one(publisher, lane, message) != FM_OK)
+            return; /* out of memory: the next step tries again */
+        message = next;
+    }
+}
+
+static void
+pump_all_locked(fm_publisher *publisher)
+    FM_REQUIRES(publisher->output->lock)
+{
+    for (int i = 0; i < FM_LANE_COUNT; i++)
+        pump_locked(publisher, &publisher->lanes[i]);
+}
+
+/* --- any thread --- */
+
+static uint64_t
+queue_hash(const fm_message *message)
+{
+    return fm_id_hash(message->routing_key, strlen(message->routing_key));
+}
+
+static bool
+is_gone(fm_publisher *publisher, const fm_message *message)
+{
+    uint64_t hash = queue_hash(message);
+    int64_t now = fm_now();
+
+    for (size_t i = 0; i < FM_GONE_QUEUES; i++)
+        if (publisher->gone[i].hash == hash && publisher->gone[i].until > now)
+            return true;
+    return false;
+}
+
+/* Whether a handed-over reply may come in; counts it. */
+static fm_status
+admit_handed(fm_publisher *publisher, fm_message *message)
+{
+    if (publisher->handed_bytes > HANDED_BYTES_MAX)
+        return FM_FULL;
+    if (message->mandatory && publisher->gone_next > 0
+        && is_gone(publisher, message))
+        return FM_NOT_FOUND;
+    publisher->handed_count++;
+    publisher->handed_bytes += message->body.len;
+    return FM_OK;
+}
+
+fm_status
+fm_publisher_submit(fm_publisher *publisher, fm_message *message)
+{
+    fm_publisher_lane *lane = &publisher->lanes[message->lane];
+    fm_status status = FM_OK;
+
+    message->submitted = fm_now();
+    fm_mutex_lock(&publisher->output->lock);
+    if (publisher->closed)
+        status = FM_CLOSED;
+    else if (message->handed_over)
+        status = admit_handed(publisher, message);
+    if (status == FM_OK) {
+        append_unsent(lane, fm_message_ref(message));
+        if (lane->ready) {
+            pump_locked(publisher, lane);
+            fm_output_push_locked(publisher->output);
+        }
+        publisher->wanted = true;
+        /* Left behind for something that only the I/O thread can do: to
+         * connect, to open the lane, to wait for room. */
+        if (message->place == FM_PLACE_UNSENT)
+            fm_waker_signal(publisher->output->waker);
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    return status;
+}
+
+void
+fm_publisher_cancel(fm_publisher *publisher, fm_message *message)
+{
+    fm_publisher_lane *lane = &publisher->lanes[message->lane];
+    bool mine = false;
+
+    fm_mutex_lock(&publisher->output->lock);
+    if (message->place == FM_PLACE_UNSENT) {
+        remove_unsent(lane, message);
+        message->place = FM_PLACE_CALLER;
+        mine = true;
+    } else if (message->place == FM_PLACE_SENT) {
+        message->abandoned = true;
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    if (mine)
+        fm_message_unref(message);
+}
+
+fm_status
+fm_publisher_wait_space(fm_publisher *publisher, fm_deadline deadline)
+{
+    for (;;) {
+        unsigned seen = fm_wake_read(&publisher->space);
+        bool full;
+        fm_status status;
+
+        fm_mutex_lock(&publisher->output->lock);
+        full = publisher->handed_bytes > HANDED_BYTES_MAX
+            && !publisher->closed;
+        fm_mutex_unlock(&publisher->output->lock);
+        if (!full)
+            return FM_OK;
+        status = fm_wake_wait(&publisher->space, seen, deadline);
+        if (status != FM_OK)
+            return status;
+    }
+}
+
+fm_status
+fm_publisher_wait_handed(fm_publisher *publisher, fm_deadline deadline)
+{
+    for (;;) {
+        unsigned seen = fm_wake_read(&publisher->space);
+        bool pending;
+        fm_status status;
+
+        fm_mutex_lock(&publisher->output->lock);
+        pending = publisher->handed_count > 0 && !publisher->closed;
+        fm_mutex_unlock(&publisher->output->lock);
+        if (!pending)
+            return FM_OK;
+        status = fm_wake_wait(&publisher->space, seen, deadline);
+        if (status != FM_OK)
+            return status;
+    }
+}
+
+int64_t
+fm_publisher_pending_since(fm_publisher *publisher, fm_message *message)
+{
+    int64_t since;
+
+    fm_mutex_lock(&publisher->output->lock);
+    since = publisher->up_since == 0 ? FM_NEVER : publisher->up_since;
+    fm_mutex_unlock(&publisher->output->lock);
+    return since > message->submitted ? since : message->submitted;
+}
+
+void
+fm_publisher_explain(
+    fm_publisher *publisher, fm_message *message, fm_error *error)
+{
+    const char *text;
+    fm_error trouble = { .status = FM_OK }, cause;
+
+    fm_mutex_lock(&publisher->output->lock);
+    if (publisher->up_since == 0) {
+        trouble = publisher->trouble;
+        text = "not connected to the broker";
+    }
+    else if (message->place == FM_PLACE_UNSENT && publisher->blocked)
+        text = "the broker blocks publishers (memory or disk alarm)";
+    else if (message->place == FM_PLACE_UNSENT && message->gate != NULL
+        && fm_gate_state_get(message->gate) != FM_GATE_OPEN)
+        text = "the reply queue was not ready";
+    else if (message->place == FM_PLACE_UNSENT)
+        text = "could not be sent yet";
+    else if (message->place == FM_PLACE_SENT)
+        text = "sent, but the broker did not confirm";
+    else
+        text = "no reply";
+    fm_mutex_unlock(&publisher->output->lock);
+    (void)fm_error_set(&cause, FM_TIMED_OUT, trouble.code, "%s%s%s", text,
+        trouble.status == FM_OK ? "" : ": ",
+        trouble.status == FM_OK ? "" : trouble.text);
+    describe(message, &cause, error);
+}
+
+void
+fm_publisher_stats_get(fm_publisher *publisher, fm_publisher_stats *out)
+{
+    fm_mutex_lock(&publisher->output->lock);
+    *out = publisher->stats;
+    for (int i = 0; i < FM_LANE_COUNT; i++) {
+        out->in_flight += publisher->lanes[i].in_flight;
+        out->unsent += publisher->lanes[i].unsent;
+    }
+    out->parked = publisher->parked_count;
+    if (publisher->blocked)
+        out->blocked_ns += fm_now() - publisher->blocked_since;
+    fm_mutex_unlock(&publisher->output->lock);
+}
+
+/* --- confirms and returns (I/O thread) --- */
+
+/* Put a returned reply aside for another try, unless its time is over. */
+static bool
+try_park(fm_publisher *publisher, fm_message *message, int64_t now)
+{
+    if (!message->handed_over || now >= message->give_up
+        || publisher->parked_count >= PARKED_MAX)
+        return false;
+    message->returned = false;
+    message->place = FM_PLACE_PARKED;
+    message->pause_ns = message->pause_ns == 0 ? FIRST_PAUSE_NS
+        : message->pause_ns >= LAST_PAUSE_NS   ? LAST_PAUSE_NS
+                                               : message->pause_ns * 2;
+    message->due = now + message->pause_ns;
+    if (message->due > message->give_up)
+        message->due = message->give_up;
+    message->prev = NULL;
+    message->next = publisher->parked;
+    publisher->parked = message;
+    publisher->parked_count++;
+    return true;
+}
+
+static void
+remember_gone(fm_publisher *publisher, const fm_message *message, int64_t now)
+{
+    size_t at = publisher->gone_next++ % FM_GONE_QUEUES;
+
+    publisher->gone[at].hash = queue_hash(message);
+    publisher->gone[at].until = now + GONE_NS;
+}
+
+/* What the confirms of one frame settle, by outcome. */
+typedef struct outcomes {
+    settled confirmed;
+    settled nacked;
+    settled returned;
+    settled dropped; /* abandoned: nobody is told */
+} outcomes;
+
+static void
+settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
+    bool nack, int64_t now, outcomes *out)
+{
+    fm_message *message = *ring_slot(lane, tag);
+
+    if (message == NULL)
+        return;
+    *ring_slot(lane, tag) = NULL;
+    lane->in_flight--;
+    lane->in_flight_bytes -= message->body.len;
+    if (lane->suspects > 0)
+        lane->suspects--;
+    if (nack)
+        publisher->stats.nacked++;
+    else
+        publisher->stats.confirmed++;
+    if (message->returned && try_park(publisher, message, now)) {
+        count_handed(publisher, message, false);
+        return;
+    }
+    count_handed(publisher, message, true);
+    if (message->abandoned) {
+        settled_add(&out->dropped, message);
+    } else if (nack) {
+        settled_add(&out->nacked, message);
+    } else if (message->returned) {
+        if (message->handed_over)
+            remember_gone(publisher, message, now);
+        settled_add(&out->returned, message);
+    } else {
+        settled_add(&out->confirmed, message);
+    }
+}
+
+static void
+drop_list(settled *list)
+{
+    while (list->first != NULL) {
+        fm_message *next = list->first->next;
+
+        list->first->next = NULL;
+        fm_message_unref(list->first);
+        list->first = next;
+    }
+}
+
+static fm_publisher_lane *
+lane_of(fm_publisher *publisher, const fm_channel *channel)
+{
+    return &publisher->lanes[channel->id - 1];
+}
+
+static fm_status
+take_confirm(fm_publisher *publisher, fm_publisher_lane *lane,
+    const fm_confirm *confirm, bool nack)
+{
+    fm_error nacked = { .status = FM_NACKED,
+        .text = "the broker did not take it (basic.nack)" };
+    fm_error returned = { .status = FM_RETURNED, .code = NO_ROUTE,
+        .text = "no queue is bound for it (312 NO_ROUTE)" };
+    outcomes out = { 0 };
+    int64_t now = fm_now();
+    uint64_t first, last;
+    fm_status status = FM_OK;
+
+    fm_mutex_lock(&publisher->output->lock);
+    last = confirm->tag == 0 ? lane->next - 1 : confirm->tag;
+    first = confirm->multiple ? lane->low : last;
+    if (last >= lane->next) {
+        status = FM_BAD_FRAME;
+    } else {
+        for (uint64_t tag = first; tag <= last; tag++)
+            if (tag >= lane->low)
+                settle_one(publisher, lane, tag, nack, now, &out);
+        while (lane->low < lane->next && *ring_slot(lane, lane->low) == NULL)
+            lane->low++;
+        pump_locked(publisher, lane);
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    settle(&out.confirmed, NULL);
+    settle(&out.nacked, &nacked);
+    settle(&out.returned, &returned);
+    drop_list(&out.dropped);
+    return status;
+}
+
+static fm_status
+lane_method(fm_channel *channel, uint32_t id, fm_slice payload)
+{
+    fm_publisher *publisher = channel->owner;
+    fm_confirm confirm;
+    fm_status status;
+
+    if (id != FM_METHOD_BASIC_ACK && id != FM_METHOD_BASIC_NACK)
+        return FM_BAD_FRAME;
+    status = fm_frame_parse_ack(payload.data, payload.len, &confirm);
+    if (status != FM_OK)
+        return status;
+    return take_confirm(publisher, lane_of(publisher, channel), &confirm,
+        id == FM_METHOD_BASIC_NACK);
+}
+
+/* basic.return has no tag, and the wire forbids a message id of ours; but it
+ * brings the message back, and each body has an id of its own. */
+static void
+lane_content(fm_channel *channel, fm_delivery *delivery)
+{
+    fm_publisher *publisher = channel->owner;
+    fm_publisher_lane *lane = lane_of(publisher, channel);
+
+    fm_mutex_lock(&publisher->output->lock);
+    for (uint64_t tag = lane->low; tag < lane->next; tag++) {
+        fm_message *message = *ring_slot(lane, tag);
+
+        if (message == NULL || !message->mandatory || message->returned
+            || message->body.len != delivery->body.len
+            || memcmp(message->body.data, delivery->body.data,
+                   delivery->body.len)
+                != 0)
+            continue;
+        message->returned = true;
+        publisher->stats.returned++;
+        break;
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    fm_delivery_free(delivery);
+}
+
+/* --- when a lane or the connection goes --- */
+
+/* Take back what is in flight, oldest first in the queue again. `verdict`
+ * decides on each: true, and it joins `out` instead. Returns how many wait. */
+static size_t
+recall_locked(fm_publisher *publisher, fm_publisher_lane *lane,
+    bool (*verdict)(fm_message *message, const fm_error *why),
+    const fm_error *why, settled *out, settled *dropped)
+{
+    size_t waiting = 0;
+
+    for (uint64_t tag = lane->next; tag-- > lane->low;) {
+        fm_message *message = *ring_slot(lane, tag);
+
+        if (message == NULL)
+            continue;
+        *ring_slot(lane, tag) = NULL;
+        message->returned = false;
+        if (message->abandoned) {
+            count_handed(publisher, message, true);
+            settled_add(dropped, message);
+        } else if (verdict(message, why)) {
+            count_handed(publisher, message, true);
+            settled_add(out, message);
+        } else {
+            prepend_unsent(lane, message);
+            publisher->stats.resent++;
+            waiting++;
+        }
+    }
+    lane->low = lane->next = 1;
+    lane->in_flight = lane->in_flight_bytes = 0;
+    lane->ready = false;
+    return waiting;
+}
+
+/* A vanished exchange: declare it again, but not for ever. */
+static bool
+blame_vanished(fm_message *message, const fm_error *why)
+{
+    (void)why;
+    if (message->topology != NULL) {
+        atomic_store(&message->topology->declared, 0);
+        atomic_store(&message->topology->requested, 0);
+    }
+    return message->topology == NULL || ++message->strikes >= STRIKES;
+}
+
+static bool
+blame_nobody(fm_message *message, const fm_error *why)
+{
+    (void)message;
+    (void)why;
+    return false;
+}
+
+static bool
+blame_all(fm_message *message, const fm_error *why)
+{
+    (void)message;
+    (void)why;
+    return true;
+}
+
+static void
+lane_closed(fm_channel *channel, const fm_close *why)
+{
+    fm_publisher *publisher = channel->owner;
+    fm_publisher_lane *lane = lane_of(publisher, channel);
+    fm_error error;
+    settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+    char text[FM_ERROR_TEXT / 2];
+
+    fm_amqp_print_close(text, sizeof(text), why);
+    (void)fm_error_set(&error, FM_REJECTED, why->code,
+        "the broker refused to publish it: %s", text);
+    fm_mutex_lock(&publisher->output->lock);
+    if (why->code == NOT_FOUND)
+        (void)recall_locked(publisher, lane, blame_vanished, &error, &failed,
+            &dropped);
+    else if (lane->in_flight == 1)
+        (void)recall_locked(
+            publisher, lane, blame_all, &error, &failed, &dropped);
+    else
+        lane->suspects = recall_locked(publisher, lane, blame_nobody, &error,
+            &failed, &dropped);
+    fm_mutex_unlock(&publisher->output->lock);
+    settle(&failed, &error);
+    drop_list(&dropped);
+    fm_waker_signal(publisher->output->waker); /* step opens it again */
+}
+
+static void
+lane_done(fm_channel *channel)
+{
+    fm_publisher *publisher = channel->owner;
+    fm_publisher_lane *lane = lane_of(publisher, channel);
+
+    fm_mutex_lock(&publisher->output->lock);
+    lane->ready = true;
+    pump_locked(publisher, lane);
+    fm_mutex_unlock(&publisher->output->lock);
+}
+
+static const fm_channel_ops lane_ops = {
+    .done = lane_done,
+    .closed = lane_closed,
+    .method = lane_method,
+    .content = lane_content,
+};
+
+/* --- declaring --- */
+
+static void
+declarer_done(fm_channel *channel)
+{
+    fm_publisher *publisher = channel->owner;
+
+    if (publisher->declaring == NULL)
+        return;
+    atomic_store_explicit(&publisher->declaring->declared,
+        publisher->output->epoch, memory_order_release);
+    fm_topology_unref(publisher->declaring);
+    publisher->declaring = NULL;
+    fm_mutex_lock(&publisher->output->lock);
+    pump_all_locked(publisher);
+    fm_mutex_unlock(&publisher->output->lock);
+}
+
+/* Move every unsent message of a lane that `matches` to `out`. */
+static void
+cull_locked(fm_publisher *publisher, fm_publisher_lane *lane,
+    bool (*matches)(fm_message *message, const void *arg),
+    const void *arg, settled *out)
+{
+    fm_message *message = lane->first_unsent;
+
+    while (message != NULL) {
+        fm_message *next = message->next;
+
+        if (matches(message, arg)) {
+            remove_unsent(lane, message);
+            count_handed(publisher, message, true);
+            publisher->stats.failed++;
+            settled_add(out, message);
+        }
+        message = next;
+    }
+}
+
+static bool
+needs_topology(fm_message *message, const void *arg)
+{
+    return message->topology == arg;
+}
+
+static void
+declarer_closed(fm_channel *channel, const fm_close *why)
+{
+    fm_publisher *publisher = channel->owner;
+    settled failed = { NULL, NULL };
+    char text[FM_ERROR_TEXT / 2];
+    fm_error error;
+
+    if (publisher->declaring == NULL)
+        return;
+    fm_amqp_print_close(text, sizeof(text), why);
+    (void)fm_error_set(&error, FM_REJECTED, why->code,
+        "the broker refused a declaration: %s", text);
+    atomic_store(&publisher->declaring->requested, 0);
+    fm_mutex_lock(&publisher->output->lock);
+    for (int i = 0; i < FM_LANE_COUNT; i++)
+        cull_locked(publisher, &publisher->lanes[i], needs_topology,
+            publisher->declaring, &failed);
+    fm_mutex_unlock(&publisher->output->lock);
+    fm_topology_unref(publisher->declaring);
+    publisher->declaring = NULL;
+    settle(&failed, &error);
+    fm_waker_signal(publisher->output->waker);
+}
+
+static fm_status
+declarer_method(fm_channel *channel, uint32_t id, fm_slice payload)
+{
+    (void)channel;
+    (void)id;
+    (void)payload;
+    return FM_BAD_FRAME;
+}
+
+static void
+declarer_content(fm_channel *channel, fm_delivery *delivery)
+{
+    (void)channel;
+    fm_delivery_free(delivery);
+}
+
+static const fm_channel_ops declarer_ops = {
+    .done = declarer_done,
+    .closed = declarer_closed,
+    .method = declarer_method,
+    .content = declarer_content,
+};
+
+/* Begin the next declaration if the declarer is idle. */
+static void
+declare_next(fm_publisher *publisher)
+{
+    fm_channel *channel = &publisher->declarer;
+    fm_topology *topology = NULL;
+    fm_script script;
+    fm_status status = FM_OK;
+
+    if (channel->state == FM_CHANNEL_BUSY)
+        return;
+    fm_mutex_lock(&publisher->output->lock);
+    if (publisher->request_count > 0) {
+        topology = publisher->requests[0];
+        publisher->request_count--;
+        memmove(publisher->requests, publisher->requests + 1,
+            publisher->request_count * sizeof(*publisher->requests));
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    if (topology == NULL)
+        return;
+    fm_script_init(&script, channel->id);
+    if (channel->state == FM_CHANNEL_CLOSED)
+        status = fm_script_add_open(&script);
+    if (status == FM_OK)
+        status = fm_topology_write(topology, &script);
+    if (status == FM_OK)
+        status = fm_channel_run(channel, &script);
+    fm_script_fini(&script);
+    if (status == FM_OK) {
+        publisher->declaring = topology;
+    } else { /* out of memory: asked for again by the next message */
+        atomic_store(&topology->requested, 0);
+        fm_topology_unref(topology);
+    }
+}
+
+/* --- up and down --- */
+
+void
+fm_publisher_up(fm_publisher *publisher, int64_t now)
+{
+    fm_mutex_lock(&publisher->output->lock);
+    publisher->up_since = now;
+    publisher->trouble.status = FM_OK;
+    fm_mutex_unlock(&publisher->output->lock);
+}
+
+static bool
+is_hard(uint16_t code)
+{
+    /* Codes by which a broker blames what we sent; 320 is a shutdown. */
+    return code >= 500 && code != 530;
+}
+
+/* One more connection lost: is its patience, or ours with it, over? */
+static bool
+bears_no_more(fm_message *message, const fm_error *why)
+{
+    if (is_hard(why->code) && ++message->strikes >= STRIKES)
+        return true;
+    return message->retry != FM_RETRY_FOREVER
+        && ++message->losses > message->retry;
+}
+
+static bool
+bears_no_outage(fm_message *message, const void *arg)
+{
+    (void)arg;
+    return message->retry != FM_RETRY_FOREVER
+        && ++message->losses > message->retry;
+}
+
+static bool
+every_one(fm_message *message, const void *arg)
+{
+    (void)message;
+    (void)arg;
+    return true;
+}
+
+static void
+stop_blocking_locked(fm_publisher *publisher)
+{
+    if (publisher->blocked)
+        publisher->stats.blocked_ns += fm_now() - publisher->blocked_since;
+    publisher->blocked = false;
+}
+
+void
+fm_publisher_down(fm_publisher *publisher, const fm_error *why)
+{
+    settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+    fm_error error = *why;
+
+    error.status = FM_DISCONNECTED;
+    fm_mutex_lock(&publisher->output->lock);
+    publisher->up_since = 0;
+    publisher->trouble = *why;
+    stop_blocking_locked(publisher);
+    for (int i = 0; i < FM_LANE_COUNT; i++) {
+        fm_publisher_lane *lane = &publisher->lanes[i];
+
+        cull_locked(publisher, lane, bears_no_outage, NULL, &failed);
+        lane->suspects = recall_locked(
+            publisher, lane, bears_no_more, why, &failed, &dropped);
+        if (!is_hard(why->code))
+            lane->suspects = 0;
+    }
+    for (size_t i = 0; i < publisher->request_count; i++)
+        fm_topology_unref(publisher->requests[i]);
+    publisher->request_count = 0;
+    fm_mutex_unlock(&publisher->output->lock);
+    for (int i = 0; i < FM_LANE_COUNT; i++)
+        fm_channel_reset(&publisher->lanes[i].channel);
+    fm_channel_reset(&publisher->declarer);
+    fm_topology_unref(publisher->declaring);
+    publisher->declaring = NULL;
+    settle(&failed, &error);
+    drop_list(&dropped);
+}
+
+void
+fm_publisher_round_failed(fm_publisher *publisher, const fm_error *why)
+{
+    settled failed = { NULL, NULL };
+    fm_error error = *why;
+
+    if (error.status != FM_REFUSED)
+        error.status = FM_DISCONNECTED;
+    fm_mutex_lock(&publisher->output->lock);
+    publisher->trouble = *why;
+    for (int i = 0; i < FM_LANE_COUNT; i++)
+        cull_locked(publisher, &publisher->lanes[i],
+            why->status == FM_REFUSED ? every_one : bears_no_outage, NULL,
+            &failed);
+    if (why->status == FM_REFUSED)
+        publisher->wanted = false; /* until the next message */
+    fm_mutex_unlock(&publisher->output->lock);
+    settle(&failed, &error);
+}
+
+bool
+fm_publisher_is_impatient(fm_publisher *publisher, int64_t since)
+{
+    bool found = false;
+
+    fm_mutex_lock(&publisher->output->lock);
+    for (int i = 0; i < FM_LANE_COUNT; i++)
+        for (fm_message *each = publisher->lanes[i].first_unsent;
+             each != NULL && !found; each = each->next)
+            found = each->retry != FM_RETRY_FOREVER && each->submitted > since;
+    fm_mutex_unlock(&publisher->output->lock);
+    return found;
+}
+
+bool
+fm_publisher_is_wanted(fm_publisher *publisher)
+{
+    bool wanted;
+
+    fm_mutex_lock(&publisher->output->lock);
+    wanted = publisher->wanted && !publisher->closed;
+    fm_mutex_unlock(&publisher->output->lock);
+    return wanted;
+}
+
+void
+fm_publisher_set_blocked(
+    fm_publisher *publisher, bool blocked, fm_slice reason)
+{
+    bool changed;
+
+    fm_mutex_lock(&publisher->output->lock);
+    changed = publisher->blocked != blocked;
+    if (blocked && changed) {
+        publisher->blocked = true;
+        publisher->blocked_since = fm_now();
+    } else if (changed) {
+        stop_blocking_locked(publisher);
+        pump_all_locked(publisher);
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    if (changed && blocked)
+        fm_event_post(FM_ERROR,
+            "the broker blocks publishers (%.*s): messages wait until the "
+            "alarm is over, or fail at their deadline",
+            (int)(reason.len < 200 ? reason.len : 200),
+            (const char *)reason.data);
+    else if (changed)
+        fm_event_post(FM_WARNING, "the broker takes messages again");
+}
+
+/* --- the periodic part --- */
+
+static void
+open_lanes(fm_publisher *publisher)
+{
+    for (int i = 0; i < FM_LANE_COUNT; i++) {
+        fm_publisher_lane *lane = &publisher->lanes[i];
+        fm_script script;
+        bool wanted;
+        fm_status status;
+
+        if (lane->channel.state != FM_CHANNEL_CLOSED)
+            continue;
+        fm_mutex_lock(&publisher->output->lock);
+        wanted = lane->first_unsent != NULL;
+        fm_mutex_unlock(&publisher->output->lock);
+        if (!wanted)
+            continue;
+        fm_script_init(&script, lane->channel.id);
+        status = fm_script_add_open(&script);
+        if (status == FM_OK)
+            status = fm_script_add_confirm(&script);
+        if (status == FM_OK)
+            (void)!fm_channel_run(&lane->channel, &script);
+        fm_script_fini(&script);
+    }
+}
+
+/* Send parked replies whose time has come; returns the next such time. */
+static fm_deadline
+unpark_locked(fm_publisher *publisher, int64_t now)
+{
+    fm_message **link = &publisher->parked;
+    fm_deadline next = FM_NEVER;
+
+    while (*link != NULL) {
+        fm_message *message = *link;
+
+        if (message->due > now) {
+            next = message->due < next ? message->due : next;
+            link = &message->next;
+            continue;
+        }
+        *link = message->next;
+        publisher->parked_count--;
+        publisher->handed_count++;
+        append_unsent(&publisher->lanes[message->lane], message);
+    }
+    return next;
+}
+
+static bool
+gate_is_broken(fm_message *message, const void *arg)
+{
+    (void)arg;
+    return message->gate != NULL
+        && fm_gate_state_get(message->gate) == FM_GATE_BROKEN;
+}
+
+fm_deadline
+fm_publisher_step(fm_publisher *publisher, int64_t now)
+{
+    settled broken = { NULL, NULL };
+    fm_deadline next;
+    bool up, more = false;
+
+    fm_mutex_lock(&publisher->output->lock);
+    up = fm_output_is_up_locked(publisher->output);
+    next = unpark_locked(publisher, now);
+    cull_locked(publisher, &publisher->lanes[FM_LANE_RPC], gate_is_broken,
+        NULL, &broken);
+    if (up) {
+        pump_all_locked(publisher);
+        /* Above high water and the kernel takes more: come again at once,
+         * after the loop has sent. If it is stuck, poll says when. */
+        for (int i = 0; i < FM_LANE_COUNT; i++)
+            more = more || publisher->lanes[i].first_unsent != NULL;
+        more = more && !publisher->output->stuck
+            && fm_output_pending_locked(publisher->output) >= FM_OUTPUT_HIGH_WATER;
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    while (broken.first != NULL) { /* each gate has its own error */
+        settled one = { broken.first, broken.first };
+        fm_error error = broken.first->gate->error;
+
+        broken.first = broken.first->next;
+        one.first->next = NULL;
+        settle(&one, &error);
+    }
+    if (up) {
+        open_lanes(publisher);
+        declare_next(publisher);
+    }
+    return more ? now : next;
+}
+
+void
+fm_publisher_close(fm_publisher *publisher)
+{
+    fm_error error = { .status = FM_CLOSED,
+        .text = "the transport was closed" };
+    settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+
+    fm_mutex_lock(&publisher->output->lock);
+    publisher->closed = true;
+    stop_blocking_locked(publisher);
+    for (int i = 0; i < FM_LANE_COUNT; i++) {
+        fm_publisher_lane *lane = &publisher->lanes[i];
+
+        cull_locked(publisher, lane, every_one, NULL, &failed);
+        (void)recall_locked(
+            publisher, lane, blame_all, &error, &failed, &dropped);
+    }
+    while (publisher->parked != NULL) {
+        fm_message *message = publisher->parked;
+
+        publisher->parked = message->next;
+        publisher->parked_count--;
+        settled_add(&dropped, message);
+    }
+    fm_mutex_unlock(&publisher->output->lock);
+    settle(&failed, &error);
+    drop_list(&dropped);
+    fm_wake_all(&publisher->space);
+}

@@ -1,0 +1,167 @@
+/* Everything that a process publishes over one connection.
+ *
+ * Callers submit messages from any thread and wait for what becomes of them
+ * (message.h). Each lane is one channel in confirm mode that all threads
+ * share: messages are sent in the order in which they were submitted, any
+ * number is in flight, and a ring indexed by delivery tag finds the message
+ * of each confirm. What a lost connection leaves unconfirmed is sent again, in
+ * order and unchanged, on the next one.
+ *
+ * A message may overtake another one only if that one waits for a
+ * declaration or a gate that this one does not need, so that messages of one
+ * thread to one queue keep their order.
+ */
+#ifndef FM_IO_PUBLISH_H
+#define FM_IO_PUBLISH_H
+
+#include "base/attrs.h"
+#include "base/status.h"
+#include "base/sync.h"
+#include "io/channel.h"
+#include "io/message.h"
+#include "io/output.h"
+#include "io/topology.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    FM_GONE_QUEUES = 200,    /* reply queues that are known to be gone */
+    FM_DECLARER_ID = FM_LANE_COUNT + 1,
+};
+
+struct fm_publisher;
+
+/* One confirm channel and what waits on it. Guarded by output->lock, but for
+ * the channel, which is the I/O thread's. */
+typedef struct fm_publisher_lane {
+    fm_channel channel; /* id is the lane's number + 1 */
+    bool ready;         /* open and in confirm mode */
+    fm_message *first_unsent; /* shared; each holds a reference */
+    fm_message *last_unsent;
+    size_t unsent;
+    fm_message **ring; /* owned; entries shared; NULL: confirmed */
+    size_t ring_cap;   /* a power of two */
+    uint64_t low;      /* the oldest tag without confirm */
+    uint64_t next;     /* the tag of the next publish */
+    size_t in_flight;
+    size_t in_flight_bytes;
+    size_t window;       /* most messages in flight, ... */
+    size_t window_bytes; /* ... and most bytes */
+    /* One of so many messages closed the channel, and the broker does not
+     * say which: until they are settled, one at a time. */
+    size_t suspects;
+} fm_publisher_lane;
+
+typedef struct fm_publisher_stats {
+    uint64_t published;
+    uint64_t confirmed;
+    uint64_t nacked;
+    uint64_t returned;
+    uint64_t resent;
+    uint64_t failed;
+    uint64_t in_flight;
+    uint64_t unsent;
+    uint64_t parked;
+    int64_t blocked_ns; /* time spent under alarms of the broker */
+} fm_publisher_stats;
+
+typedef struct fm_publisher {
+    fm_output *output; /* borrowed: the connection's */
+    fm_wake space;     /* handed-over replies became fewer */
+
+    /* FM_GUARDED_BY(output->lock). */
+    fm_publisher_lane lanes[FM_LANE_COUNT];
+    bool wanted;          /* somebody has submitted: connect */
+    bool closed;
+    bool blocked;         /* connection.blocked: an alarm at the broker */
+    int64_t blocked_since;
+    int64_t up_since;     /* of the connection; 0 while down */
+    fm_error trouble;     /* the last thing that went wrong; FM_OK: nothing */
+    fm_topology **requests; /* owned; entries shared: to be declared */
+    size_t request_count;
+    size_t request_cap;
+    fm_message *parked;   /* shared; returned replies */
+    size_t parked_count;
+    size_t handed_count;  /* handed-over replies, parked ones not counted */
+    size_t handed_bytes;  /* the same, parked ones counted */
+    struct {
+        uint64_t hash;
+        int64_t until;
+    } gone[FM_GONE_QUEUES];
+    size_t gone_next;
+    fm_publisher_stats stats;
+
+    /* FM_OWNED_BY_THREAD(io). */
+    fm_channel declarer;  /* 404 and 406 close this one only */
+    fm_topology *declaring; /* shared; under way on it */
+} fm_publisher;
+
+void fm_publisher_init(fm_publisher *publisher, fm_output *output);
+void fm_publisher_fini(fm_publisher *publisher); /* after _close */
+
+/* --- any thread --- */
+
+/* Queue the message and send it if it can go now; never blocks. FM_OK: the
+ * publisher holds a reference, and the message will be finished. FM_CLOSED.
+ * FM_FULL: too many handed-over replies wait (fm_publisher_wait_space). */
+FM_MUST_CHECK fm_status fm_publisher_submit(
+    fm_publisher *publisher, fm_message *message);
+
+/* The caller gave up: it is not sent any more if it was not yet. */
+void fm_publisher_cancel(fm_publisher *publisher, fm_message *message);
+
+/* Sleep until handed-over replies have become fewer than the bound. */
+FM_MUST_CHECK fm_status fm_publisher_wait_space(
+    fm_publisher *publisher, fm_deadline deadline);
+
+/* Sleep until every handed-over reply is confirmed or parked. */
+FM_MUST_CHECK fm_status fm_publisher_wait_handed(
+    fm_publisher *publisher, fm_deadline deadline);
+
+/* Since when the broker could have confirmed this message: its submission or
+ * the connection's begin, whichever came later; FM_NEVER while there is no
+ * connection. Bounds alarms and withheld confirms, not outages. */
+int64_t fm_publisher_pending_since(
+    fm_publisher *publisher, fm_message *message);
+
+/* Say in `error` what the message is waiting for, as FM_TIMED_OUT. */
+void fm_publisher_explain(fm_publisher *publisher, fm_message *message,
+    fm_error *error);
+
+void fm_publisher_stats_get(
+    fm_publisher *publisher, fm_publisher_stats *out);
+
+/* --- the I/O thread --- */
+
+/* The channel with this number; NULL: not the publisher's. */
+fm_channel *fm_publisher_channel(fm_publisher *publisher, uint16_t id);
+
+void fm_publisher_up(fm_publisher *publisher, int64_t now);
+
+/* The connection is lost: what was in flight waits for the next one, or
+ * fails if its `retry` is used up. */
+void fm_publisher_down(fm_publisher *publisher, const fm_error *why);
+
+/* Every host was tried and none took us. FM_REFUSED fails all at once. */
+void fm_publisher_round_failed(
+    fm_publisher *publisher, const fm_error *why);
+
+void fm_publisher_set_blocked(
+    fm_publisher *publisher, bool blocked, fm_slice reason);
+
+/* Does a message with bounded `retry` wait that came after `since`? */
+bool fm_publisher_is_impatient(fm_publisher *publisher, int64_t since);
+
+/* Has anybody submitted, so that a connection is wanted? */
+bool fm_publisher_is_wanted(fm_publisher *publisher);
+
+/* Open lanes, declare, send what has become ready. Returns when to be called
+ * again. */
+fm_deadline fm_publisher_step(fm_publisher *publisher, int64_t now);
+
+/* Fail everything with FM_CLOSED, now and later. */
+void fm_publisher_close(fm_publisher *publisher);
+
+#endif

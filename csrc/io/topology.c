@@ -1,0 +1,203 @@
+#include "io/topology.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { NAME_MAX_BYTES = 255 };
+
+typedef enum fm_declaration_kind {
+    DECLARE_EXCHANGE,
+    DECLARE_QUEUE,
+    DECLARE_BINDING,
+} fm_declaration_kind;
+
+/* One declaration with strings of its own. */
+struct fm_declaration {
+    fm_declaration_kind kind;
+    union {
+        fm_exchange exchange;
+        fm_queue queue;
+        struct {
+            const char *queue, *exchange, *routing_key;
+        } binding;
+    } as;
+    char *strings[3]; /* owned: what `as` points to */
+    fm_arg *args;     /* owned: as.queue.arguments, names and texts too */
+};
+
+static void
+declaration_fini(struct fm_declaration *item)
+{
+    if (item->args != NULL) {
+        for (size_t i = 0; i < item->as.queue.arguments.count; i++) {
+            free((char *)item->args[i].name);
+            free((char *)item->args[i].text);
+        }
+        free(item->args);
+    }
+    for (size_t i = 0; i < 3; i++)
+        free(item->strings[i]);
+}
+
+fm_status
+fm_topology_new(fm_topology **out)
+{
+    fm_topology *topology = calloc(1, sizeof(*topology));
+
+    if (topology == NULL)
+        return FM_NO_MEMORY;
+    atomic_init(&topology->refs, 1);
+    atomic_init(&topology->declared, 0);
+    atomic_init(&topology->requested, 0);
+    *out = topology;
+    return FM_OK;
+}
+
+fm_topology *
+fm_topology_ref(fm_topology *topology)
+{
+    atomic_fetch_add_explicit(&topology->refs, 1, memory_order_relaxed);
+    return topology;
+}
+
+void
+fm_topology_unref(fm_topology *topology)
+{
+    if (topology == NULL
+        || atomic_fetch_sub_explicit(&topology->refs, 1, memory_order_acq_rel)
+            > 1)
+        return;
+    for (size_t i = 0; i < topology->count; i++)
+        declaration_fini(&topology->items[i]);
+    free(topology->items);
+    free(topology);
+}
+
+/* A new last item with copies of up to three names. */
+static fm_status
+add(fm_topology *topology, fm_declaration_kind kind,
+    const char *const names[3], struct fm_declaration **out)
+{
+    struct fm_declaration *items, *item;
+
+    for (size_t i = 0; i < 3; i++)
+        if (names[i] != NULL && strlen(names[i]) > NAME_MAX_BYTES)
+            return FM_TOO_LARGE;
+    items = realloc(
+        topology->items, (topology->count + 1) * sizeof(*topology->items));
+    if (items == NULL)
+        return FM_NO_MEMORY;
+    topology->items = items;
+    item = &items[topology->count];
+    *item = (struct fm_declaration){ .kind = kind };
+    for (size_t i = 0; i < 3; i++) {
+        if (names[i] == NULL)
+            continue;
+        item->strings[i] = strdup(names[i]);
+        if (item->strings[i] == NULL) {
+            declaration_fini(item);
+            return FM_NO_MEMORY;
+        }
+    }
+    topology->count++;
+    *out = item;
+    return FM_OK;
+}
+
+fm_status
+fm_topology_add_exchange(fm_topology *topology, const fm_exchange *exchange)
+{
+    struct fm_declaration *item;
+    fm_status status = add(topology, DECLARE_EXCHANGE,
+        (const char *const[3]){ exchange->name, exchange->type, NULL }, &item);
+
+    if (status != FM_OK)
+        return status;
+    item->as.exchange = *exchange;
+    item->as.exchange.name = item->strings[0];
+    item->as.exchange.type = item->strings[1];
+    return FM_OK;
+}
+
+fm_status
+fm_topology_add_queue(fm_topology *topology, const fm_queue *queue)
+{
+    size_t count = queue->arguments.count;
+    struct fm_declaration *item;
+    fm_status status;
+
+    if (count > FM_TABLE_MAX)
+        return FM_TOO_LARGE;
+    status = add(topology, DECLARE_QUEUE,
+        (const char *const[3]){ queue->name, NULL, NULL }, &item);
+    if (status != FM_OK)
+        return status;
+    item->as.queue = *queue;
+    item->as.queue.name = item->strings[0];
+    item->as.queue.arguments = (fm_table){ NULL, 0 };
+    if (count == 0)
+        return FM_OK;
+
+    item->args = calloc(count, sizeof(*item->args));
+    if (item->args == NULL)
+        goto no_memory;
+    for (size_t i = 0; i < count; i++) {
+        const fm_arg *from = &queue->arguments.args[i];
+        fm_arg *to = &item->args[i];
+
+        *to = *from;
+        to->name = strdup(from->name);
+        to->text = from->kind == FM_ARG_TEXT ? strdup(from->text) : NULL;
+        item->as.queue.arguments.count = i + 1;
+        if (to->name == NULL
+            || (from->kind == FM_ARG_TEXT && to->text == NULL))
+            goto no_memory;
+    }
+    item->as.queue.arguments.args = item->args;
+    return FM_OK;
+
+no_memory:
+    declaration_fini(item);
+    topology->count--;
+    return FM_NO_MEMORY;
+}
+
+fm_status
+fm_topology_add_binding(fm_topology *topology, const char *queue,
+    const char *exchange, const char *routing_key)
+{
+    struct fm_declaration *item;
+    fm_status status = add(topology, DECLARE_BINDING,
+        (const char *const[3]){ queue, exchange, routing_key }, &item);
+
+    if (status != FM_OK)
+        return status;
+    item->as.binding.queue = item->strings[0];
+    item->as.binding.exchange = item->strings[1];
+    item->as.binding.routing_key = item->strings[2];
+    return FM_OK;
+}
+
+fm_status
+fm_topology_write(const fm_topology *topology, fm_script *script)
+{
+    fm_status status = FM_OK;
+
+    for (size_t i = 0; i < topology->count && status == FM_OK; i++) {
+        const struct fm_declaration *item = &topology->items[i];
+
+        switch (item->kind) {
+        case DECLARE_EXCHANGE:
+            status = fm_script_add_exchange(script, &item->as.exchange);
+            break;
+        case DECLARE_QUEUE:
+            status = fm_script_add_queue(script, &item->as.queue);
+            break;
+        case DECLARE_BINDING:
+            status = fm_script_add_bind(script, item->as.binding.queue,
+                item->as.binding.exchange, item->as.binding.routing_key);
+            break;
+        }
+    }
+    return status;
+}

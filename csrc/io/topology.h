@@ -1,0 +1,49 @@
+/* What has to be declared before something is used: exchanges, queues,
+ * bindings, in order.
+ *
+ * A topology is an immutable list that callers make and share by count.
+ * Publishers declare it on each new connection before the first message that
+ * needs it; consumers before they consume. `declared` remembers for which
+ * connection that was done.
+ */
+#ifndef FM_IO_TOPOLOGY_H
+#define FM_IO_TOPOLOGY_H
+
+#include "base/attrs.h"
+#include "base/buf.h"
+#include "base/status.h"
+#include "io/script.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct fm_topology {
+    atomic_uint refs;
+    struct fm_declaration *items; /* owned; FM_IMMUTABLE once in use */
+    size_t count;
+    /* Epochs (fm_output.epoch) of the publishing connection on which this
+     * was declared, and for which its declaration is queued. */
+    atomic_uint_fast64_t declared;
+    atomic_uint_fast64_t requested;
+} fm_topology;
+
+FM_MUST_CHECK fm_status fm_topology_new(fm_topology **out); /* empty */
+fm_topology *fm_topology_ref(fm_topology *topology);
+void fm_topology_unref(fm_topology *topology); /* NULL is allowed */
+
+/* Append a declaration; all strings are copied. Before it is shared.
+ * FM_TOO_LARGE: a name over 255 bytes or too many arguments. */
+FM_MUST_CHECK fm_status fm_topology_add_exchange(
+    fm_topology *topology, const fm_exchange *exchange);
+FM_MUST_CHECK fm_status fm_topology_add_queue(
+    fm_topology *topology, const fm_queue *queue);
+FM_MUST_CHECK fm_status fm_topology_add_binding(fm_topology *topology,
+    const char *queue, const char *exchange, const char *routing_key);
+
+/* Append the frames of all declarations to a channel's script. */
+FM_MUST_CHECK fm_status fm_topology_write(
+    const fm_topology *topology, fm_script *script);
+
+#endif
