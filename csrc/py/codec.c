@@ -69,8 +69,7 @@ fm_py_decode(PyObject *module, PyObject *body)
 
     if (PyObject_GetBuffer(body, &view, PyBUF_SIMPLE) < 0)
         return NULL;
-    result = fm_codec_decode(
-        fm_codec_of(module), view.buf, (size_t)view.len);
+    result = fm_codec_decode(fm_codec_of(module), view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return result;
 }

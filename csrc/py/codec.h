@@ -22,7 +22,7 @@ typedef struct fm_codec {
     /* What fm_codec_decode raises. Borrowed: whoever has the codec stores it
      * here after fm_codec_init and keeps it alive. */
     PyObject *bad_message;
-    PyObject *to_primitive FM_GUARDED_BY(lock);      /* owned; or NULL */
+    PyObject *to_primitive FM_GUARDED_BY(lock);         /* owned; or NULL */
     PyObject *keys[FM_KEY_SETS][2] FM_GUARDED_BY(lock); /* owned; or NULL */
 #ifdef Py_GIL_DISABLED
     PyMutex lock; /* a leaf; otherwise the GIL is the lock */
@@ -44,8 +44,7 @@ FM_MUST_CHECK int fm_codec_encode(
     fm_codec *codec, PyObject *payload, fm_buf *out);
 
 /* The same without the envelope: oslo_serialization.jsonutils.dumps. */
-FM_MUST_CHECK int fm_codec_dumps(
-    fm_codec *codec, PyObject *value, fm_buf *out);
+FM_MUST_CHECK int fm_codec_dumps(fm_codec *codec, PyObject *value, fm_buf *out);
 
 /* The payload of an enveloped body, a new reference. NULL with
  * codec->bad_message for whatever is wrong with the text: no envelope of

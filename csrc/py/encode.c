@@ -163,8 +163,8 @@ write_odd_key(struct writer *writer, PyObject *key)
 }
 
 static int
-write_member(struct writer *writer, bool first, PyObject *key,
-    PyObject *value, struct visit *visit)
+write_member(struct writer *writer, bool first, PyObject *key, PyObject *value,
+    struct visit *visit)
 {
     if (!first && write_text(writer, ", ", 2) < 0)
         return -1;
@@ -298,8 +298,8 @@ write_elements(struct writer *writer, PyObject *sequence, struct visit *visit)
             result = -1;
             break;
         }
-        result = write_value(
-            writer, PySequence_Fast_GET_ITEM(sequence, i), visit);
+        result =
+            write_value(writer, PySequence_Fast_GET_ITEM(sequence, i), visit);
         if (FM_UNLIKELY(result < 0))
             break;
     }

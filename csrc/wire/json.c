@@ -92,8 +92,7 @@ copy_clean(uint8_t *to, const uint8_t *from, size_t count)
             return done;
         /* The rest with a block that overlaps what is known to be clean. */
         mask = copy_block(to + count - BLOCK, from + count - BLOCK);
-        return mask == 0 ? count
-                         : count - BLOCK + (size_t)__builtin_ctz(mask);
+        return mask == 0 ? count : count - BLOCK + (size_t)__builtin_ctz(mask);
     }
     if (count >= 8) {
         uint64_t head;
@@ -193,8 +192,8 @@ reserve_part(fm_buf *out, size_t count, size_t each)
 }
 
 fm_status
-fm_json_write_ucs1(fm_buf *out, const fm_json_style *style,
-    const uint8_t *chars, size_t count)
+fm_json_write_ucs1(
+    fm_buf *out, const fm_json_style *style, const uint8_t *chars, size_t count)
 {
     size_t part = count < PART ? count : PART;
     size_t done;
@@ -230,47 +229,54 @@ fm_json_write_ucs1(fm_buf *out, const fm_json_style *style,
 }
 
 /* The same for wider characters, of which most need an escape: one by one. */
-#define WRITE_WIDE(out, style, chars, count, each)                            \
-    do {                                                                      \
-        size_t part;                                                          \
-        uint8_t *to;                                                          \
-                                                                              \
-        if (reserve_part(out, 0, each) != FM_OK)                              \
-            return FM_NO_MEMORY;                                              \
-        to = put_quote(out->data + out->len, style);                          \
-        out->len = (size_t)(to - out->data);                                  \
-        while (count > 0) {                                                   \
-            part = count < PART ? count : PART;                               \
-            if (reserve_part(out, part, each) != FM_OK)                       \
-                return FM_NO_MEMORY;                                          \
-            to = out->data + out->len;                                        \
-            for (count -= part; part > 0; part--, chars++) {                  \
-                if (is_clean(*chars))                                         \
-                    *to++ = (uint8_t)*chars;                                  \
-                else                                                          \
-                    to = put_escape(to, style, *chars);                       \
-            }                                                                 \
-            out->len = (size_t)(to - out->data);                              \
-        }                                                                     \
-        if (reserve_part(out, 0, each) != FM_OK)                              \
-            return FM_NO_MEMORY;                                              \
-        to = put_quote(out->data + out->len, style);                          \
-        out->len = (size_t)(to - out->data);                                  \
-        return FM_OK;                                                         \
-    } while (0)
+static inline fm_status
+write_wide(fm_buf *out, const fm_json_style *style, const void *chars,
+    size_t count, const bool is_ucs4)
+{
+    size_t each = is_ucs4 ? ESCAPE_MAX : ESCAPE_MAX_BMP;
+    size_t next = 0;
+    size_t stop;
+    uint32_t code;
+    uint8_t *to;
+
+    if (reserve_part(out, 0, each) != FM_OK)
+        return FM_NO_MEMORY;
+    to = put_quote(out->data + out->len, style);
+    out->len = (size_t)(to - out->data);
+    while (next < count) {
+        stop = count - next < PART ? count : next + PART;
+        if (reserve_part(out, stop - next, each) != FM_OK)
+            return FM_NO_MEMORY;
+        to = out->data + out->len;
+        for (; next < stop; next++) {
+            code = is_ucs4 ? ((const uint32_t *)chars)[next]
+                           : ((const uint16_t *)chars)[next];
+            if (is_clean(code))
+                *to++ = (uint8_t)code;
+            else
+                to = put_escape(to, style, code);
+        }
+        out->len = (size_t)(to - out->data);
+    }
+    if (reserve_part(out, 0, each) != FM_OK)
+        return FM_NO_MEMORY;
+    to = put_quote(out->data + out->len, style);
+    out->len = (size_t)(to - out->data);
+    return FM_OK;
+}
 
 fm_status
 fm_json_write_ucs2(fm_buf *out, const fm_json_style *style,
     const uint16_t *chars, size_t count)
 {
-    WRITE_WIDE(out, style, chars, count, ESCAPE_MAX_BMP);
+    return write_wide(out, style, chars, count, false);
 }
 
 fm_status
 fm_json_write_ucs4(fm_buf *out, const fm_json_style *style,
     const uint32_t *chars, size_t count)
 {
-    WRITE_WIDE(out, style, chars, count, ESCAPE_MAX);
+    return write_wide(out, style, chars, count, true);
 }
 
 fm_status
@@ -286,8 +292,7 @@ fm_json_write_int(fm_buf *out, int64_t value)
     } while (rest > 0);
     if (value < 0)
         *--first = '-';
-    return fm_buf_append(
-        out, first, (size_t)(digits + sizeof(digits) - first));
+    return fm_buf_append(out, first, (size_t)(digits + sizeof(digits) - first));
 }
 
 /* ---- Reading ---- */

@@ -69,9 +69,9 @@ typedef struct fm_json_piece {
 } fm_json_piece;
 
 typedef enum fm_json_step {
-    FM_JSON_BAD, /* not JSON, or, quoted, an escape that Python never writes */
+    FM_JSON_BAD,  /* not JSON, or, quoted, an escape that Python never writes */
     FM_JSON_CODE, /* an escaped or non-ASCII character; the string goes on */
-    FM_JSON_END, /* the closing quote, which has been read */
+    FM_JSON_END,  /* the closing quote, which has been read */
 } fm_json_step;
 
 /* A number's text. `integral` is false if it has a fraction or exponent. */
@@ -145,8 +145,8 @@ fm_json_find_special(const uint8_t *pos, const uint8_t *end)
         pos += 8;
     }
 #endif
-    while (pos < end && *pos >= ' ' && *pos < 0x80 && *pos != '"'
-        && *pos != '\\')
+    while (
+        pos < end && *pos >= ' ' && *pos < 0x80 && *pos != '"' && *pos != '\\')
         pos++;
     return pos;
 }
