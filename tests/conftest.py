@@ -11,9 +11,11 @@ BROKER_FIXTURES = {"broker", "broker_of_the_run", "own_broker"}
 
 
 def pytest_report_header() -> str:
-    spec = importlib.util.find_spec("oslo_fastmsg._core")
-    origin = spec.origin if spec else None
-    return f"oslo_fastmsg._core: {origin or 'not built'}"
+    try:
+        spec = importlib.util.find_spec("oslo_fastmsg._core")
+    except ModuleNotFoundError:
+        return "oslo_fastmsg: not installed"
+    return f"oslo_fastmsg._core: {spec.origin if spec else 'not built'}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

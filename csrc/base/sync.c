@@ -42,7 +42,7 @@ fm_deadline_poll_ms(fm_deadline deadline, int64_t now)
         return -1;
     if (deadline <= now)
         return 0;
-    ms = (deadline - now + FM_NS_PER_MS - 1) / FM_NS_PER_MS;
+    ms = (deadline - now - 1) / FM_NS_PER_MS + 1; /* cannot overflow */
     return ms > INT_MAX ? INT_MAX : (int)ms;
 }
 
@@ -149,7 +149,9 @@ fm_waker_drain(fm_waker *waker)
 
     if (!atomic_load(&waker->signaled))
         return;
-    if (read(waker->fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+    /* Nothing to read: who set the mark is just about to write. It stays set,
+     * or that write would make the descriptor readable for ever. */
+    if (read(waker->fd, &count, sizeof(count)) < 0)
         return;
     /* After the read: a signal in between is lost as a wake-up, but its
      * sender's work is there to be seen when the loop looks, below. */
