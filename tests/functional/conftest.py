@@ -1,0 +1,23 @@
+"""Fixtures of the tests of the driver with a broker."""
+
+from fix_peer import (
+    driver,
+    fast,
+    pairing,
+    peers,
+    pytest_collection_modifyitems,
+    topic,
+)
+from fix_proxy import proxy
+from fix_wire import spy
+
+__all__ = [
+    "driver",
+    "fast",
+    "pairing",
+    "peers",
+    "proxy",
+    "pytest_collection_modifyitems",
+    "spy",
+    "topic",
+]
