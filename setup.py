@@ -95,7 +95,10 @@ class BuildCore(build_ext):
             ext.extra_compile_args += [sanitizers, "-fno-sanitize-recover=undefined"]
             ext.extra_compile_args += ["-fno-omit-frame-pointer", "-O1", "-UNDEBUG"]
             ext.extra_link_args += [sanitizers]
-            self.build_temp = os.path.join(self.build_temp, sanitize)
+        # Also for an editable install, which would compile everything in a
+        # temporary folder, only to have it done once more in place.
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        self.build_temp = os.path.join("build", f"objects{suffix}-{sanitize}")
         if os.environ.get("FM_WERROR"):
             ext.extra_compile_args += ["-Werror"]
 

@@ -1,6 +1,7 @@
 #include "base/idmap.h"
 
-#include <pthread.h>
+#include "base/sync.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>

@@ -1,0 +1,109 @@
+# make test and make demo do all the set-up they need; README.rst says more.
+#
+# PYTHON  the interpreter for the virtual environments (python3)
+# ARGS    more arguments for pytest, the demo or the benchmark
+
+PYTHON ?= python3
+ARGS ?=
+VENV = .venv
+BIN = $(VENV)/bin
+BENCH_VENV = .venv-bench
+
+export PYTHON
+unexport PYTHONPATH PYTHONHOME
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+.PHONY: all help packages venv build test test-timing test-slow test-all \
+	test-asan demo bench lint tidy sdist clean distclean
+
+all: build
+
+help:
+	@echo 'make test         the tests, but those marked slow or timing'
+	@echo 'make test-timing  the tests that bound elapsed time'
+	@echo 'make test-slow    the tests that take long'
+	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
+	@echo 'make demo         the driver at work, as real processes'
+	@echo 'make bench        measure it against the stock driver'
+	@echo 'make lint         formats, types, spelling, compiler warnings'
+	@echo 'make tidy         clang-tidy'
+	@echo 'make build        the extension, in place, and a virtual environment'
+	@echo 'make clean        remove what was built (distclean: and .venv)'
+
+# --- set-up ---
+
+packages:
+	@tools/install_packages.sh
+
+venv: $(VENV)/made
+
+$(VENV)/made: tests/requirements.txt | packages
+	tools/make_venv.sh $(VENV) $^
+	touch $@
+
+$(VENV)/made-lint: tests/requirements-lint.txt $(VENV)/made
+	tools/make_venv.sh $(VENV) $<
+	touch $@
+
+$(BENCH_VENV)/made: tests/requirements.txt tests/bench/requirements.txt | packages
+	tools/make_venv.sh $(BENCH_VENV) $^
+	touch $@
+
+# Editable: Python files are used where they are, and so is the extension,
+# which the target `build` keeps up to date.
+%/installed: %/made pyproject.toml setup.py oslo_fastmsg/__init__.py
+	$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --editable .
+	touch $@
+
+build: packages $(VENV)/installed
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# --- tests ---
+
+test: build
+	$(BIN)/python -m pytest -m 'not slow and not timing' $(ARGS)
+
+test-timing: build
+	$(BIN)/python -m pytest -m timing $(ARGS)
+
+test-slow: build
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-all: build
+	$(BIN)/python -m pytest $(ARGS)
+
+test-asan: build
+	$(BIN)/python -m pytest tests/native/test_binding_asan.py $(ARGS)
+
+# --- demo and benchmark ---
+
+demo: build
+	$(BIN)/python demo/run.py $(ARGS)
+
+bench: build $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python tests/bench/run.py $(ARGS)
+
+# --- sources ---
+
+lint: build $(VENV)/made-lint
+	@tools/install_packages.sh lint
+	tools/lint.sh $(BIN)
+
+tidy: packages
+	@tools/install_packages.sh lint
+	clang-tidy --quiet csrc/base/*.c csrc/wire/*.c csrc/io/*.c -- \
+		-std=c11 -D_GNU_SOURCE -Icsrc
+
+sdist: $(VENV)/installed
+	$(BIN)/python setup.py --quiet sdist
+
+clean:
+	rm -rf build dist *.egg-info tests/native/build tests/bench/out
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f oslo_fastmsg/*.so
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) $(BENCH_VENV) .tox
