@@ -5,6 +5,7 @@ ring. One daemon thread per process empties it; it sleeps while there is
 nothing, starts with the first connection in use and ends with the last one.
 """
 
+import contextlib
 import logging
 import threading
 import weakref
@@ -70,4 +71,7 @@ def forget() -> None:
 def _run() -> None:
     while (event := _waiting.next_event()) is not None:
         level, text = event
-        LOG.log(level, "%s", text)
+        # A handler that fails is to be heard of elsewhere; the next line may
+        # matter, and the ring must not fill.
+        with contextlib.suppress(Exception):
+            LOG.log(level, "%s", text)

@@ -1,0 +1,94 @@
+import logging
+
+import pytest
+from fix_core import make_conf
+from oslo_config import cfg
+from oslo_messaging import TransportURL
+from oslo_messaging._drivers import impl_rabbit
+
+from oslo_fastmsg import _options
+from oslo_fastmsg._options import Settings
+
+
+def read(query="", **rabbit):
+    conf = make_conf(**rabbit)
+    _options.register(conf)
+    url = TransportURL.parse(conf, f"fastmsg://h/{query}")
+    return Settings.read(_options.overlay(conf, url))
+
+
+def test_defaults_of_settings_are_those_of_the_installed_options():
+    settings = read()
+    # One default differs between releases; there the option's counts.
+    options = {opt.name: opt.default for opt in impl_rabbit.rabbit_opts}
+    expected = options.get("ssl_enforce_hostname_verification", False)
+    assert settings.ssl_enforce_hostname_verification is expected
+    assert Settings(ssl_enforce_hostname_verification=expected) == settings
+
+
+def test_the_url_overrides_the_configuration():
+    settings = read("?rabbit_qos_prefetch_count=7", rabbit_qos_prefetch_count=3)
+    assert settings.rabbit_qos_prefetch_count == 7
+    assert read(rabbit_qos_prefetch_count=3).rabbit_qos_prefetch_count == 3
+
+
+def test_the_url_may_name_options_of_both_groups():
+    settings = read("?send_timeout=2.5&amqp_durable_queues=yes")
+    assert settings.send_timeout == 2.5
+    assert settings.amqp_durable_queues is True
+
+
+def test_send_timeout_is_rpc_response_timeout_unless_set():
+    assert read().send_timeout == 60
+    assert read("?send_timeout=0").send_timeout == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("?no_such_option=1", cfg.NoSuchOptError),
+        ("?kombu_reconnect_timeout=1", cfg.NoSuchOptError),  # an alias
+        ("?rpc_response_timeout=1", cfg.NoSuchOptError),  # another group
+        ("?heartbeat_timeout_threshold=soon", ValueError),
+        ("?rabbit_login_method=MAGIC", ValueError),
+        ("?send_timeout=soon", ValueError),
+        ("?send_timeout=-1", ValueError),
+    ],
+)
+def test_bad_options_in_the_url_raise_as_in_the_stock_driver(query, error):
+    with pytest.raises(error):
+        read(query)
+    if "send_timeout" not in query:
+        conf = make_conf()
+        with pytest.raises(error):
+            impl_rabbit.RabbitDriver(
+                conf, TransportURL.parse(conf, f"rabbit://h/{query}")
+            )
+
+
+def test_pool_sizes_that_stock_refuses_are_refused():
+    with pytest.raises(RuntimeError, match="rpc_conn_pool_size"):
+        read("?rpc_conn_pool_size=1&conn_pool_min_size=2")
+
+
+def test_what_is_not_honoured_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        read()
+        assert not caplog.records
+        read(kombu_compression="gzip", enable_cancel_on_failover=True)
+    text = caplog.text
+    assert "kombu_compression" in text
+    assert "enable_cancel_on_failover" in text
+    assert len(caplog.records) == 2
+
+
+def test_list_opts_has_our_group_alone():
+    ((group, opts),) = _options.list_opts()
+    assert group == "oslo_messaging_fastmsg"
+    assert [opt.name for opt in opts] == ["send_timeout"]
+
+
+def test_registering_twice_is_allowed():
+    conf = make_conf()
+    _options.register(conf)
+    _options.register(conf)
