@@ -376,6 +376,16 @@ fm_bus_wait_reply(
     }
 }
 
+void
+fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline)
+{
+    unsigned seen = fm_wake_read(&call->wake);
+
+    if (fm_message_status(call) == FM_AGAIN
+        && !fm_reply_is_there(&bus->replies, call))
+        (void)!fm_wake_wait(&call->wake, seen, deadline);
+}
+
 fm_status
 fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer)
 {

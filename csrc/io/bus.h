@@ -84,6 +84,10 @@ FM_MUST_CHECK fm_status fm_bus_wait_confirm(
 FM_MUST_CHECK fm_status fm_bus_wait_reply(fm_bus *bus, fm_message *call,
     fm_deadline deadline, fm_reply **out);
 
+/* Sleep until there is something to take by fm_bus_wait_reply, which then
+ * returns at once; also at a signal or the deadline. */
+void fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline);
+
 /* Have a consumer served. Its channel number is assigned later. */
 FM_MUST_CHECK fm_status fm_bus_add_consumer(
     fm_bus *bus, fm_consumer *consumer);

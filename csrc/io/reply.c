@@ -96,6 +96,17 @@ fm_reply_try_take(fm_reply_table *table, fm_message *call)
     return reply;
 }
 
+bool
+fm_reply_is_there(fm_reply_table *table, fm_message *call)
+{
+    bool is_there;
+
+    fm_mutex_lock(&table->lock);
+    is_there = call->replies != NULL;
+    fm_mutex_unlock(&table->lock);
+    return is_there;
+}
+
 void
 fm_reply_free(fm_reply *reply)
 {

@@ -40,6 +40,7 @@ FM_MUST_CHECK fm_status fm_reply_deliver(fm_reply_table *table,
 /* The next reply to `call`; NULL: none yet. The caller frees it with
  * fm_reply_free(). */
 fm_reply *fm_reply_try_take(fm_reply_table *table, fm_message *call);
+bool fm_reply_is_there(fm_reply_table *table, fm_message *call);
 void fm_reply_free(fm_reply *reply);
 
 /* Fail every waiting call; for a bus that is given up. */

@@ -1,0 +1,849 @@
+#include "py/bus.h"
+
+#include "py/call.h"
+#include "py/consumer.h"
+#include "py/raise.h"
+#include "py/topology.h"
+
+typedef struct {
+    PyObject_HEAD
+    fm_bus *bus; /* shared; NULL once closed */
+} BusObject;
+
+#define SELF(op) ((BusObject *)(op))
+#define CLOSE_NS (5 * FM_NS_PER_S)
+#define REPLY_SPACE_NS (60 * FM_NS_PER_S)
+
+fm_bus *
+fm_bus_acquire(fm_state *state, PyObject *op)
+{
+    static const fm_error closed = { .status = FM_CLOSED,
+        .text = "this process closed the bus, or did not make it" };
+    fm_bus *bus = SELF(op)->bus;
+
+    if (bus == NULL || !fm_bus_is_ours(bus)) {
+        (void)fm_raise(state, &closed);
+        return NULL;
+    }
+    return fm_bus_ref(bus);
+}
+
+/* --- parameters --- */
+
+/* A copy of a text, to be freed by the configuration. */
+static int
+copy_text(PyObject *text, char **to)
+{
+    const char *utf8 = PyUnicode_AsUTF8(text);
+
+    if (utf8 == NULL)
+        return -1;
+    *to = strdup(utf8);
+    if (*to == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static int
+read_hosts(PyObject *hosts, fm_conn_config *config)
+{
+    PyObject *items =
+        PySequence_Fast(hosts, "hosts is a sequence of tuples");
+    Py_ssize_t count;
+    int rc = -1;
+
+    if (items == NULL)
+        return -1;
+    count = PySequence_Fast_GET_SIZE(items);
+    if (count == 0) {
+        PyErr_SetString(PyExc_ValueError, "there is no host");
+        goto done;
+    }
+    config->hosts = calloc((size_t)count, sizeof(*config->hosts));
+    if (config->hosts == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        fm_host *host = &config->hosts[config->host_count++];
+        PyObject *name, *user, *password;
+        int port;
+
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(items, i),
+                "UiUU:host", &name, &port, &user, &password))
+            goto done;
+        if (port < 1 || port > UINT16_MAX) {
+            PyErr_Format(PyExc_ValueError, "port %d does not exist", port);
+            goto done;
+        }
+        host->port = (uint16_t)port;
+        if (copy_text(name, &host->name) < 0
+            || copy_text(user, &host->user) < 0
+            || copy_text(password, &host->password) < 0)
+            goto done;
+    }
+    rc = 0;
+
+done:
+    Py_DECREF(items);
+    return rc;
+}
+
+static int
+read_mechanism(const char *name, fm_mechanism *out)
+{
+    static const fm_mechanism all[] = { FM_MECHANISM_PLAIN,
+        FM_MECHANISM_AMQPLAIN, FM_MECHANISM_EXTERNAL };
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+        if (strcmp(fm_amqp_mechanism_name(all[i]), name) == 0) {
+            *out = all[i];
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "no login method is called '%s'", name);
+    return -1;
+}
+
+/* One of tls's texts; absent, None and "" are the same. */
+static int
+read_tls_text(PyObject *tls, const char *name, char **to, const char **out)
+{
+    PyObject *value = PyMapping_GetItemString(tls, name);
+    int rc = 0;
+
+    if (value == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_KeyError))
+            return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    if (value != Py_None) {
+        rc = copy_text(value, to);
+        *out = *to;
+    }
+    Py_DECREF(value);
+    return rc;
+}
+
+static int
+read_tls_flag(PyObject *tls, const char *name, bool *out)
+{
+    PyObject *value = PyMapping_GetItemString(tls, name);
+    int truth;
+
+    if (value == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_KeyError))
+            return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    truth = PyObject_IsTrue(value);
+    Py_DECREF(value);
+    *out = truth > 0;
+    return truth < 0 ? -1 : 0;
+}
+
+static int
+read_tls(PyObject *tls, fm_conn_config *config)
+{
+    fm_tls_options *to = &config->tls;
+
+    if (tls == Py_None)
+        return 0;
+    to->enabled = to->verify_peer = true;
+    if (read_tls_flag(tls, "verify_peer", &to->verify_peer) < 0
+        || read_tls_flag(tls, "verify_host", &to->verify_host) < 0
+        || read_tls_flag(tls, "fips", &to->fips) < 0
+        || read_tls_text(
+               tls, "ca_file", &config->tls_strings[0], &to->ca_file)
+            < 0
+        || read_tls_text(
+               tls, "cert_file", &config->tls_strings[1], &to->cert_file)
+            < 0
+        || read_tls_text(
+               tls, "key_file", &config->tls_strings[2], &to->key_file)
+            < 0)
+        return -1;
+    return 0;
+}
+
+static int64_t
+seconds_to_ns(double seconds)
+{
+    return seconds <= 0 ? 0
+        : seconds > 1e6 ? (int64_t)(1e6 * 1e9)
+                        : (int64_t)(seconds * 1e9);
+}
+
+typedef struct parameters {
+    PyObject *hosts, *virtual_host, *name, *tls;
+    const char *login_method;
+    int heartbeat, shuffle;
+    double interval_start, interval_step, interval_max, reconnect_delay;
+} parameters;
+
+static int
+fill_config(const parameters *from, fm_conn_config *config)
+{
+    if (read_hosts(from->hosts, config) < 0
+        || read_mechanism(from->login_method, &config->mechanism) < 0
+        || copy_text(from->virtual_host, &config->virtual_host) < 0
+        || copy_text(from->name, &config->name) < 0
+        || read_tls(from->tls, config) < 0)
+        return -1;
+    config->heartbeat_s = from->heartbeat <= 0 ? 0
+        : from->heartbeat > UINT16_MAX         ? UINT16_MAX
+                                               : (uint16_t)from->heartbeat;
+    config->shuffle = from->shuffle;
+    /* The stock driver pauses reconnect_delay and the interval. */
+    config->interval_start_ns =
+        seconds_to_ns(from->interval_start + from->reconnect_delay);
+    config->interval_step_ns = seconds_to_ns(from->interval_step);
+    config->interval_max_ns = seconds_to_ns(from->interval_max);
+    return 0;
+}
+
+/* What makes two buses the same: everything but the name. */
+static PyObject *
+make_key(const parameters *from)
+{
+    return PyUnicode_FromFormat("%R %R %s %d %d %d %d %d %d %R", from->hosts,
+        from->virtual_host, from->login_method, from->heartbeat,
+        from->shuffle, (int)(from->interval_start * 1000),
+        (int)(from->interval_step * 1000), (int)(from->interval_max * 1000),
+        (int)(from->reconnect_delay * 1000), from->tls);
+}
+
+static PyObject *
+Bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = { "hosts", "virtual_host", "login_method",
+        "heartbeat", "name", "shuffle", "interval_start", "interval_step",
+        "interval_max", "reconnect_delay", "tls", NULL };
+    fm_state *state = fm_state_of_type(type);
+    fm_conn_config *config = NULL;
+    PyObject *key = NULL, *op = NULL;
+    fm_bus *bus = NULL;
+    const char *key_text;
+    parameters from;
+    fm_status status;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OUsiUpddddO:Bus", names,
+            &from.hosts, &from.virtual_host, &from.login_method,
+            &from.heartbeat, &from.name, &from.shuffle, &from.interval_start,
+            &from.interval_step, &from.interval_max, &from.reconnect_delay,
+            &from.tls))
+        return NULL;
+    status = fm_conn_config_new(&config);
+    if (status != FM_OK)
+        return fm_raise_status(state, status);
+    if (fill_config(&from, config) < 0)
+        goto done;
+    key = make_key(&from);
+    key_text = key == NULL ? NULL : PyUnicode_AsUTF8(key);
+    if (key_text == NULL)
+        goto done;
+    status = fm_bus_open(key_text, config, &bus);
+    if (status != FM_OK) {
+        (void)fm_raise_status(state, status);
+        goto done;
+    }
+    op = type->tp_alloc(type, 0);
+    if (op == NULL)
+        fm_bus_close(bus, 0);
+    else
+        SELF(op)->bus = bus;
+
+done:
+    Py_XDECREF(key);
+    fm_conn_config_unref(config);
+    return op;
+}
+
+/* Leave the bus, once. In a forked child the parent's is only forgotten. */
+static void
+leave(BusObject *self)
+{
+    fm_bus *bus = self->bus;
+
+    self->bus = NULL;
+    if (bus == NULL || !fm_bus_is_ours(bus))
+        return;
+    Py_BEGIN_ALLOW_THREADS
+        fm_bus_close(bus, fm_deadline_in(CLOSE_NS));
+    Py_END_ALLOW_THREADS
+}
+
+static void
+Bus_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+
+    leave(SELF(op));
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+/* --- sending --- */
+
+typedef struct request {
+    PyObject *topology, *payload, *replies, *timeout;
+    const char *exchange, *routing_key, *msg_id;
+    int mandatory, retry, lane;
+} request;
+
+/* The message of a request, without its body. NULL with an exception set. */
+static fm_message *
+new_message(fm_state *state, const request *from, fm_lane lane)
+{
+    fm_message *message;
+    fm_status status =
+        fm_message_new(lane, from->exchange, from->routing_key, &message);
+
+    if (status == FM_TOO_LARGE)
+        PyErr_SetString(PyExc_ValueError,
+            "an exchange or routing key is longer than AMQP's 255 bytes");
+    else if (status != FM_OK)
+        (void)fm_raise_status(state, status);
+    if (status != FM_OK)
+        return NULL;
+    message->mandatory = from->mandatory;
+    message->retry = from->retry < 0 ? FM_RETRY_FOREVER : from->retry;
+    if (from->topology != NULL && from->topology != Py_None) {
+        fm_topology *topology = fm_topology_of(state, from->topology);
+
+        if (topology == NULL) {
+            fm_message_unref(message);
+            return NULL;
+        }
+        message->topology = fm_topology_ref(topology);
+    }
+    return message;
+}
+
+/* A dict is enveloped, bytes are the body as they are. */
+static int
+fill_body(fm_state *state, fm_message *message, PyObject *payload)
+{
+    if (!PyBytes_Check(payload))
+        return fm_codec_encode(&state->codec, payload, &message->body);
+    if (fm_buf_append(&message->body, PyBytes_AS_STRING(payload),
+            (size_t)PyBytes_GET_SIZE(payload))
+        == FM_OK)
+        return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+static char *call_names[] = { "topology", "exchange", "routing_key",
+    "payload", "msg_id", "replies", "timeout", "mandatory", "retry", NULL };
+
+/* From the arguments of call() and begin_call() to a message ready to be
+ * submitted, and its deadline. NULL with an exception set. */
+static fm_message *
+prepare_call(
+    fm_state *state, PyObject *args, PyObject *kwargs, fm_deadline *deadline)
+{
+    request from = { .lane = FM_LANE_RPC };
+    fm_message *message;
+    fm_consumer *consumer;
+    int64_t ns;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OssO$sOOpi:call",
+            call_names, &from.topology, &from.exchange, &from.routing_key,
+            &from.payload, &from.msg_id, &from.replies, &from.timeout,
+            &from.mandatory, &from.retry)
+        || fm_seconds_to_ns(from.timeout, &ns) < 0)
+        return NULL;
+    if (from.msg_id[0] == '\0' || strlen(from.msg_id) > FM_MSG_ID_MAX) {
+        PyErr_Format(PyExc_ValueError, "msg_id has not 1 to %d characters",
+            (int)FM_MSG_ID_MAX);
+        return NULL;
+    }
+    *deadline = fm_deadline_in(ns);
+    consumer = fm_consumer_of(state, from.replies);
+    if (consumer == NULL || fm_consumer_add(state, from.replies) < 0)
+        return NULL;
+    message = new_message(state, &from, FM_LANE_RPC);
+    if (message == NULL)
+        return NULL;
+    if (fill_body(state, message, from.payload) < 0) {
+        fm_message_unref(message);
+        return NULL;
+    }
+    message->gate = fm_gate_ref(consumer->gate);
+    memcpy(message->msg_id, from.msg_id, strlen(from.msg_id) + 1);
+    if (from.timeout != Py_None)
+        PyOS_snprintf(message->expiration, sizeof(message->expiration),
+            "%lld", (long long)(ns / FM_NS_PER_MS));
+    return message;
+}
+
+/* Not submitted, and why. */
+static PyObject *
+raise_unsubmitted(fm_state *state, fm_status status)
+{
+    fm_error error;
+
+    (void)fm_error_set(&error, status, 0, "%s",
+        status == FM_CLOSED     ? "the transport was closed"
+            : status == FM_FULL ? "a call with this id is waiting already"
+                                : fm_status_text(status));
+    return fm_raise(state, &error);
+}
+
+/* Is this reply more than a sign of life? -1 with an exception set. */
+static int
+has_value(fm_state *state, PyObject *reply)
+{
+    PyObject *value = PyDict_GetItemWithError(reply, state->str_failure);
+
+    if (value != NULL) {
+        int truth = PyObject_IsTrue(value);
+
+        if (truth != 0)
+            return truth;
+    }
+    if (PyErr_Occurred() != NULL)
+        return -1;
+    value = PyDict_GetItemWithError(reply, state->str_result);
+    if (value == NULL && PyErr_Occurred() != NULL)
+        return -1;
+    return value != NULL && value != Py_None;
+}
+
+/* Collect replies until the last; the last one with a value in it is what the
+ * caller gets, as old servers send value and end in two parts. */
+static PyObject *
+collect_replies(fm_state *state, fm_bus *bus, fm_message *message,
+    fm_deadline deadline)
+{
+    PyObject *best = NULL;
+    bool ending = false;
+
+    while (!ending) {
+        PyObject *reply =
+            fm_call_next_reply(state, bus, message, deadline, &ending);
+        int counts = 1;
+
+        if (reply == NULL) {
+            Py_XDECREF(best);
+            return NULL;
+        }
+        if (best != NULL || !ending)
+            counts = has_value(state, reply);
+        if (counts > 0 || (counts == 0 && best == NULL && ending))
+            Py_XSETREF(best, reply);
+        else
+            Py_DECREF(reply);
+        if (counts < 0) {
+            Py_XDECREF(best);
+            return NULL;
+        }
+    }
+    return best;
+}
+
+PyDoc_STRVAR(call_doc,
+    "call(topology, exchange, routing_key, payload, *, msg_id, replies,\n"
+    "     timeout, mandatory, retry)\n--\n\n"
+    "Send a request and sleep until it is answered.\n\n"
+    ":param payload: dict; `msg_id` is its `_msg_id`.\n"
+    ":param replies: the Consumer of the queue that it names as `_reply_q`.\n"
+    ":param timeout: seconds for everything together, also the expiration of\n"
+    "    the request.\n"
+    ":param retry: connection losses and failed rounds it bears; -1: any.\n"
+    ":returns: the payload of the reply that counts.\n"
+    ":raises Timeout: at the deadline, whatever was missing.\n"
+    ":raises Error: another one for the request's failure.\n"
+    ":raises TypeError, ValueError: the payload has no JSON form.");
+
+static PyObject *
+Bus_call(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    fm_state *state = fm_state_of(op);
+    PyObject *result = NULL;
+    fm_deadline deadline;
+    fm_message *message;
+    fm_status status;
+    fm_bus *bus = fm_bus_acquire(state, op);
+
+    if (bus == NULL)
+        return NULL;
+    message = prepare_call(state, args, kwargs, &deadline);
+    if (message == NULL)
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+        status = fm_bus_submit(bus, message);
+        /* The reply is awaited here already, so that the GIL is taken back
+         * once, when there is something to do with it. */
+        if (status == FM_OK)
+            fm_bus_linger(bus, message, deadline);
+    Py_END_ALLOW_THREADS
+    if (status == FM_OK) {
+        result = collect_replies(state, bus, message, deadline);
+        fm_bus_forget(bus, message);
+    } else {
+        (void)raise_unsubmitted(state, status);
+    }
+    fm_message_unref(message);
+
+done:
+    fm_bus_unref(bus);
+    return result;
+}
+
+PyDoc_STRVAR(begin_call_doc,
+    "begin_call(topology, exchange, routing_key, payload, *, msg_id, replies,\n"
+    "           timeout, mandatory, retry)\n--\n\n"
+    "Send a request as call() does, and return at once.\n\n"
+    ":returns: Call, on which to wait for each reply.");
+
+static PyObject *
+Bus_begin_call(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    fm_state *state = fm_state_of(op);
+    fm_deadline deadline;
+    fm_message *message;
+    fm_status status;
+    fm_bus *bus = fm_bus_acquire(state, op);
+
+    if (bus == NULL)
+        return NULL;
+    message = prepare_call(state, args, kwargs, &deadline);
+    if (message == NULL)
+        goto fail;
+    Py_BEGIN_ALLOW_THREADS
+        status = fm_bus_submit(bus, message);
+    Py_END_ALLOW_THREADS
+    if (status == FM_OK)
+        return fm_call_make(state, bus, message);
+    (void)raise_unsubmitted(state, status);
+    fm_message_unref(message);
+
+fail:
+    fm_bus_unref(bus);
+    return NULL;
+}
+
+/* Wait for the confirm. 0, or -1 with an exception set. */
+static int
+wait_confirm(
+    fm_state *state, fm_bus *bus, fm_message *message, int64_t timeout_ns)
+{
+    fm_status status;
+
+    do {
+        Py_BEGIN_ALLOW_THREADS
+            status = fm_bus_wait_confirm(bus, message, timeout_ns);
+        Py_END_ALLOW_THREADS
+        if (status == FM_INTERRUPTED && PyErr_CheckSignals() < 0)
+            return -1;
+    } while (status == FM_INTERRUPTED);
+    if (status == FM_TIMED_OUT) {
+        fm_error error;
+
+        fm_publisher_explain(&bus->publisher, message, &error);
+        (void)fm_raise(state, &error);
+        return -1;
+    }
+    if (fm_message_status(message) == FM_OK)
+        return 0;
+    (void)fm_raise_message(state, message);
+    return -1;
+}
+
+PyDoc_STRVAR(publish_doc,
+    "publish(topology, exchange, routing_key, payload, *, lane, mandatory,\n"
+    "        timeout, retry)\n--\n\n"
+    "Send a message and sleep until the broker has confirmed it.\n\n"
+    ":param payload: dict to be enveloped, or bytes that are the body.\n"
+    ":param lane: RPC, NOTIFY or FANOUT: the channel; each keeps order.\n"
+    ":param timeout: seconds for which a connected broker may not confirm;\n"
+    "    None for no limit. Outages are bounded by `retry` alone.\n"
+    ":param retry: connection losses and failed rounds it bears; -1: any.\n"
+    ":raises Timeout, Error: it was not confirmed.\n"
+    ":raises TypeError, ValueError: the payload has no JSON form.");
+
+static PyObject *
+Bus_publish(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = { "topology", "exchange", "routing_key",
+        "payload", "lane", "mandatory", "timeout", "retry", NULL };
+    fm_state *state = fm_state_of(op);
+    request from = { 0 };
+    fm_message *message;
+    fm_status status;
+    fm_bus *bus;
+    int64_t ns;
+    int rc = -1;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OssO$ipOi:publish",
+            names, &from.topology, &from.exchange, &from.routing_key,
+            &from.payload, &from.lane, &from.mandatory, &from.timeout,
+            &from.retry)
+        || fm_seconds_to_ns(from.timeout, &ns) < 0)
+        return NULL;
+    if (from.lane < 0 || from.lane >= FM_LANE_COUNT) {
+        PyErr_Format(PyExc_ValueError, "lane %d does not exist", from.lane);
+        return NULL;
+    }
+    bus = fm_bus_acquire(state, op);
+    if (bus == NULL)
+        return NULL;
+    message = new_message(state, &from, (fm_lane)from.lane);
+    if (message == NULL || fill_body(state, message, from.payload) < 0)
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+        status = fm_bus_submit(bus, message);
+    Py_END_ALLOW_THREADS
+    if (status == FM_OK) {
+        rc = wait_confirm(state, bus, message, ns);
+        fm_bus_forget(bus, message);
+    } else {
+        (void)raise_unsubmitted(state, status);
+    }
+
+done:
+    fm_message_unref(message);
+    fm_bus_unref(bus);
+    if (rc < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(reply_doc,
+    "reply(routing_key, payload, *, mandatory, patience)\n--\n\n"
+    "Hand a reply over; the core sends it and resends it after a loss of\n"
+    "the connection. Sleeps only while too many replies wait.\n\n"
+    ":param routing_key: the queue of the caller.\n"
+    ":param mandatory: find out when that queue is gone.\n"
+    ":param patience: seconds for which a reply whose queue is gone is tried\n"
+    "    again; then it is dropped with a line in the log.\n"
+    ":raises Timeout: too many wait, for too long.\n"
+    ":raises TypeError, ValueError: the payload has no JSON form.");
+
+static PyObject *
+Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = { "routing_key", "payload", "mandatory",
+        "patience", NULL };
+    fm_state *state = fm_state_of(op);
+    request from = { .exchange = "", .retry = -1 };
+    fm_message *message = NULL;
+    PyObject *patience;
+    fm_status status = FM_CLOSED;
+    fm_bus *bus;
+    int64_t ns;
+    int rc = -1;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO$pO:reply", names,
+            &from.routing_key, &from.payload, &from.mandatory, &patience)
+        || fm_seconds_to_ns(patience, &ns) < 0)
+        return NULL;
+    bus = fm_bus_acquire(state, op);
+    if (bus == NULL)
+        return NULL;
+    message = new_message(state, &from, FM_LANE_RPC);
+    if (message == NULL || fill_body(state, message, from.payload) < 0)
+        goto done;
+    message->handed_over = true;
+    message->give_up = fm_deadline_in(ns);
+    /* With the GIL: the submission never waits, and giving the GIL away for
+     * some microseconds may cost milliseconds to get it back. */
+    while ((status = fm_bus_submit(bus, message)) == FM_FULL) {
+        Py_BEGIN_ALLOW_THREADS
+            status = fm_publisher_wait_space(
+                &bus->publisher, fm_deadline_in(REPLY_SPACE_NS));
+        Py_END_ALLOW_THREADS
+        if (status == FM_INTERRUPTED && PyErr_CheckSignals() < 0)
+            goto done;
+        if (status != FM_OK && status != FM_INTERRUPTED)
+            break;
+    }
+    if (status == FM_OK || status == FM_NOT_FOUND)
+        rc = 0; /* not found: its caller is known to be gone */
+    else
+        (void)raise_unsubmitted(state, status);
+
+done:
+    fm_message_unref(message);
+    fm_bus_unref(bus);
+    if (rc < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(flush_doc,
+    "flush(timeout)\n--\n\n"
+    "Sleep until every reply handed over is confirmed or given up.\n\n"
+    ":param timeout: seconds, or None for no limit.\n"
+    ":returns: False at the timeout.");
+
+static PyObject *
+Bus_flush(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = { "timeout", NULL };
+    fm_state *state = fm_state_of(op);
+    PyObject *timeout;
+    fm_deadline deadline;
+    fm_status status;
+    fm_bus *bus;
+    int64_t ns;
+
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O:flush", names, &timeout)
+        || fm_seconds_to_ns(timeout, &ns) < 0)
+        return NULL;
+    if (SELF(op)->bus == NULL)
+        Py_RETURN_TRUE;
+    bus = fm_bus_acquire(state, op);
+    if (bus == NULL)
+        return NULL;
+    deadline = fm_deadline_in(ns);
+    do {
+        Py_BEGIN_ALLOW_THREADS
+            status = fm_publisher_wait_handed(&bus->publisher, deadline);
+        Py_END_ALLOW_THREADS
+        if (status == FM_INTERRUPTED && PyErr_CheckSignals() < 0) {
+            fm_bus_unref(bus);
+            return NULL;
+        }
+    } while (status == FM_INTERRUPTED);
+    fm_bus_unref(bus);
+    return PyBool_FromLong(status == FM_OK);
+}
+
+/* --- looking --- */
+
+static const char *
+state_name(int state)
+{
+    static const char *const names[] = {
+        [FM_CONN_IDLE] = "idle",
+        [FM_CONN_CONNECTING] = "connecting",
+        [FM_CONN_WAITING] = "waiting",
+        [FM_CONN_OPEN] = "open",
+        [FM_CONN_CLOSING] = "closing",
+        [FM_CONN_LEAVING] = "leaving",
+    };
+
+    return names[state];
+}
+
+static PyObject *
+conn_stats(fm_conn *conn)
+{
+    const fm_host *host = &conn->config->hosts[atomic_load(&conn->seen_host)];
+
+    return Py_BuildValue("{sssNsKsKsi}", "state",
+        state_name(atomic_load(&conn->seen_state)), "host",
+        PyUnicode_FromFormat("%s:%d", host->name, (int)host->port),
+        "connects", (unsigned long long)atomic_load(&conn->connects),
+        "bytes_sent", (unsigned long long)atomic_load(&conn->output.bytes),
+        "heartbeat", atomic_load(&conn->heartbeat_s));
+}
+
+PyDoc_STRVAR(stats_doc,
+    "stats()\n--\n\n"
+    "What this bus has done since the process began: a dict of counts.");
+
+static PyObject *
+Bus_stats(PyObject *op, PyObject *Py_UNUSED(unused))
+{
+    fm_publisher_stats stats;
+    PyObject *dict;
+    fm_bus *bus = fm_bus_acquire(fm_state_of(op), op);
+
+    if (bus == NULL)
+        return NULL;
+    fm_publisher_stats_get(&bus->publisher, &stats);
+    dict = Py_BuildValue(
+        "{sNsNsKsKsKsKsKsKsKsKsKsdsnsK}", "publishing",
+        conn_stats(&bus->publishing), "consuming",
+        conn_stats(&bus->consuming), "published",
+        (unsigned long long)stats.published, "confirmed",
+        (unsigned long long)stats.confirmed, "nacked",
+        (unsigned long long)stats.nacked, "returned",
+        (unsigned long long)stats.returned, "resent",
+        (unsigned long long)stats.resent, "failed",
+        (unsigned long long)stats.failed, "in_flight",
+        (unsigned long long)stats.in_flight, "unsent",
+        (unsigned long long)stats.unsent, "parked",
+        (unsigned long long)stats.parked, "blocked_s",
+        (double)stats.blocked_ns / 1e9, "waiting_calls",
+        (Py_ssize_t)fm_reply_waiting(&bus->replies), "late_replies",
+        (unsigned long long)atomic_load(&bus->replies.late));
+    fm_bus_unref(bus);
+    return dict;
+}
+
+PyDoc_STRVAR(close_doc,
+    "close()\n--\n\n"
+    "Leave the bus; its last user closes the connections. Twice is allowed.");
+
+static PyObject *
+Bus_close(PyObject *op, PyObject *Py_UNUSED(unused))
+{
+    leave(SELF(op));
+    Py_RETURN_NONE;
+}
+
+/* --- the type --- */
+
+static PyMethodDef Bus_methods[] = {
+    { "call", (PyCFunction)(void (*)(void))Bus_call,
+        METH_VARARGS | METH_KEYWORDS, call_doc },
+    { "begin_call", (PyCFunction)(void (*)(void))Bus_begin_call,
+        METH_VARARGS | METH_KEYWORDS, begin_call_doc },
+    { "publish", (PyCFunction)(void (*)(void))Bus_publish,
+        METH_VARARGS | METH_KEYWORDS, publish_doc },
+    { "reply", (PyCFunction)(void (*)(void))Bus_reply,
+        METH_VARARGS | METH_KEYWORDS, reply_doc },
+    { "flush", (PyCFunction)(void (*)(void))Bus_flush,
+        METH_VARARGS | METH_KEYWORDS, flush_doc },
+    { "stats", Bus_stats, METH_NOARGS, stats_doc },
+    { "close", Bus_close, METH_NOARGS, close_doc },
+    { NULL, NULL, 0, NULL },
+};
+
+PyDoc_STRVAR(Bus_doc,
+    "Bus(*, hosts, virtual_host, login_method, heartbeat, name, shuffle,\n"
+    "    interval_start, interval_step, interval_max, reconnect_delay, tls)\n"
+    "--\n\n"
+    "A share of the process's two connections to one broker.\n\n"
+    "Buses with equal parameters (but for the name) share them. Connects at\n"
+    "the first use.\n\n"
+    ":param hosts: (host, port, user, password), in the URL's order.\n"
+    ":param login_method: 'PLAIN', 'AMQPLAIN' or 'EXTERNAL'.\n"
+    ":param heartbeat: seconds; 0 for none.\n"
+    ":param name: what the connections' names begin with.\n"
+    ":param shuffle: begin with any host, not in turn.\n"
+    ":param interval_start, interval_step, interval_max, reconnect_delay:\n"
+    "    seconds between rounds of attempts, see the operator's guide.\n"
+    ":param tls: None, or a dict of verify_peer, verify_host, fips, ca_file,\n"
+    "    cert_file, key_file.");
+
+static PyType_Slot Bus_slots[] = {
+    { Py_tp_doc, (void *)Bus_doc },
+    { Py_tp_new, Bus_new },
+    { Py_tp_dealloc, Bus_dealloc },
+    { Py_tp_methods, Bus_methods },
+    { 0, NULL },
+};
+
+static PyType_Spec Bus_spec = {
+    .name = "oslo_fastmsg._core.Bus",
+    .basicsize = sizeof(BusObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = Bus_slots,
+};
+
+int
+fm_bus_type_add(PyObject *module, fm_state *state)
+{
+    state->bus_type = fm_type_add(module, &Bus_spec);
+    return state->bus_type == NULL ? -1 : 0;
+}
