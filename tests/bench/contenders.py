@@ -17,9 +17,12 @@ import uuid
 from typing import Any
 
 import cases
+import plain_amqp
 import processes
+from private_broker import NamedBroker, PrivateBroker
 
 HERE = pathlib.Path(__file__).resolve().parent
+EXCHANGE = "fastmsg_bench"  # that of services may have other flags
 HANDLING_PATIENCE_S = 120
 
 # A measurement's figures by name, as in the JSON: count, rate, p50_us, p99_us,
@@ -31,33 +34,41 @@ class MissingError(Exception):
     """Something that a contender needs is not installed."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Broker:
     """The broker as the benchmark sees it."""
 
-    url: str  # any scheme
-    pid: int | None  # None: on another machine, or not ours to look at
+    def __init__(self, node: PrivateBroker | NamedBroker) -> None:
+        self._node = node
+        host = _first_host(node.url())
+        self.port = host.port or 5672
+        self.pid: int | None = None  # None: elsewhere, or not ours to look at
+        if host.hostname in ("127.0.0.1", "localhost", "::1"):
+            pid = processes.listener_pid(self.port)
+            self.pid = pid if pid is not None and _is_erlang(pid) else None
 
-    @classmethod
-    def at(cls, url: str) -> Broker:
-        """Return what is to be known of the broker at a transport URL."""
-        pid = None
-        if _first_host(url).hostname in ("127.0.0.1", "localhost", "::1"):
-            pid = processes.listener_pid(_first_host(url).port or 5672)
-        return cls(url, pid if pid is not None and _is_erlang(pid) else None)
-
-    @property
-    def port(self) -> int:
-        """The port that clients connect to."""
-        return _first_host(self.url).port or 5672
-
-    def url_for(self, scheme: str) -> str:
-        """Return the URL with another scheme."""
-        return f"{scheme}://{self.url.partition('://')[2]}"
+    def url(self, scheme: str) -> str:
+        """Return the transport URL with a scheme."""
+        return self._node.url(scheme)
 
     def cpu_s(self) -> float | None:
         """Return the broker's CPU time so far."""
         return None if self.pid is None else processes.cpu_s(self.pid)
+
+    def remove(self, queues: list[str]) -> None:
+        """Leave nothing on somebody else's broker."""
+        if isinstance(self._node, NamedBroker):
+            with plain_amqp.connect(self._node.url()) as connection:
+                plain_amqp.remove(connection, queues, EXCHANGE)
+
+    def channels(self) -> dict[int, int] | None:
+        """Return the number of channels by the client's port; None: not told."""
+        if isinstance(self._node, NamedBroker):
+            return None
+        # A connection's name is "<client>:<port> -> <broker>:<port>".
+        return {
+            int(each["name"].partition(" ")[0].rpartition(":")[2]): each["channels"]
+            for each in self._node.connections()
+        }
 
 
 def _first_host(url: str) -> urllib.parse.SplitResult:
@@ -119,11 +130,14 @@ class Contender:
     def _server_cpu_s(self) -> float | None:
         return None if self.server is None else processes.cpu_s(self.server.pid)
 
-    def close(self) -> None:
-        """End the processes, the client first."""
-        for peer in (self.client, self.server):
-            if peer is not None:
-                peer.close()
+    def peers(self) -> dict[str, processes.Peer]:
+        """Return the processes by role."""
+        both = {"client": self.client, "server": self.server}
+        return {role: peer for role, peer in both.items() if peer is not None}
+
+    def queues(self) -> list[str]:
+        """Return the names of the queues that stay when the processes are gone."""
+        return []
 
 
 class OsloContender(Contender):
@@ -144,12 +158,16 @@ class OsloContender(Contender):
         self._scheme = scheme
         self._python = python
         self._options = ["--blocking-wait"] if blocking_wait else []
+        self._topic = f"bench_{name.replace('-', '_')}_{uuid.uuid4().hex[:8]}"
         self.release = ""  # of oslo.messaging
         self.polls = False  # whether that release's stock driver polls for replies
 
     def start(self, broker: Broker, logs: pathlib.Path) -> None:
-        topic = f"bench_{self.name.replace('-', '_')}_{uuid.uuid4().hex[:8]}"
-        environment = {"BENCH_URL": broker.url_for(self._scheme)}
+        topic = self._topic
+        environment = {
+            "BENCH_URL": broker.url(self._scheme),
+            "OS_DEFAULT__CONTROL_EXCHANGE": EXCHANGE,
+        }
         peers = {}
         for role in ("server", "client"):
             script = str(HERE / "peer.py")
@@ -187,6 +205,10 @@ class OsloContender(Contender):
             result["elapsed_s"] = (handled["last_ns"] - result["started_ns"]) / 1e9
         return result
 
+    def queues(self) -> list[str]:
+        topic = self._topic
+        return [topic, f"{topic}.server1", f"{topic}_notifications.info"]
+
 
 class LayerContender(Contender):
     """oslo.messaging over the null driver, in one process."""
@@ -216,7 +238,7 @@ class FloorContender(Contender):
     def start(self, broker: Broker, logs: pathlib.Path) -> None:
         program = str(compile_floor(logs))
         queue = f"bench_floor_{uuid.uuid4().hex[:8]}"
-        environment = {"FLOOR_URL": _amqp_url(broker.url)}
+        environment = {"FLOOR_URL": _amqp_url(broker.url("amqp"))}
         log = logs / "floor-server.log"
         self.server = processes.Peer([program, "server", queue], environment, log)
         self.server.hear()
@@ -242,8 +264,13 @@ def compile_floor(directory: pathlib.Path) -> pathlib.Path:
         ).stdout
         compiler = shlex.split(os.environ.get("CC", "cc"))
         subprocess.run(
-            [*compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
-            + [str(HERE / "floor.c"), "-o", str(program), *shlex.split(flags)],
+            [
+                *compiler,
+                *("-std=c11", "-D_GNU_SOURCE", "-O2", "-pthread"),
+                *("-Wall", "-Wextra", "-Werror"),
+                *(str(HERE / "floor.c"), "-o", str(program)),
+                *shlex.split(flags),
+            ],
             check=True,
         )
     except (OSError, subprocess.CalledProcessError) as error:
@@ -263,8 +290,11 @@ def _amqp_url(url: str) -> str:
     return f"amqp://{_first_host(url).netloc}/{urllib.parse.quote(vhost, safe='')}"
 
 
-def close_all(contenders: list[Contender]) -> None:
-    """End every contender's processes, whatever becomes of the others."""
-    with contextlib.ExitStack() as stack:
-        for contender in contenders:
-            stack.callback(contender.close)
+def close_all(contenders: list[Contender], broker: Broker) -> None:
+    """End every contender's processes and remove their queues."""
+    peers = [peer for each in contenders for peer in each.peers().values()]
+    with contextlib.ExitStack() as stack:  # whatever becomes of one of them
+        stack.callback(broker.remove, [q for each in contenders for q in each.queues()])
+        for peer in peers:
+            peer.end()  # all at once: each may take seconds
+            stack.callback(peer.close)

@@ -12,7 +12,6 @@
  * since an argument would show its password to every user of the machine.
  * Each answer is one line of JSON.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -40,16 +39,16 @@ enum { CHANNEL = 1, MOST_THREADS = 256, PATIENCE_S = 30 };
 /* One blocking connection; a client's also has the queue for its replies. */
 typedef struct {
     amqp_connection_state_t state; /* owned */
-    amqp_bytes_t reply_queue; /* owned */
+    amqp_bytes_t reply_queue;      /* owned */
 } link_t;
 
 /* What one client thread is to do, and what it measured. */
 typedef struct {
     pthread_t thread;
     link_t link;
-    const char *queue; /* borrowed from argv */
+    const char *queue;        /* borrowed from argv */
     pthread_barrier_t *start; /* borrowed from run_client */
-    amqp_bytes_t body; /* borrowed from run_client */
+    amqp_bytes_t body;        /* borrowed from run_client */
     uint64_t run_ns;
     uint64_t *latencies_ns; /* owned */
     size_t count;
@@ -116,8 +115,7 @@ open_link(void)
     socket = amqp_tcp_socket_new(link.state);
     if (socket == NULL)
         fail("socket", strerror(ENOMEM));
-    check_status(
-        "connect", amqp_socket_open(socket, where.host, where.port));
+    check_status("connect", amqp_socket_open(socket, where.host, where.port));
     check_reply("login",
         amqp_login(link.state, where.vhost, 0, AMQP_DEFAULT_FRAME_SIZE, 0,
             AMQP_SASL_METHOD_PLAIN, where.user, where.password));
@@ -244,6 +242,8 @@ print_result(
 {
     size_t total = 0;
     size_t filled = 0;
+    size_t p50;
+    size_t p99;
     uint64_t *all;
 
     for (size_t i = 0; i < threads; i++)
@@ -257,10 +257,12 @@ print_result(
         filled += workers[i].count;
     }
     qsort(all, total, sizeof(*all), compare_ns);
+    p50 = total / 2;
+    p99 = total * 99 / 100;
     printf("{\"count\": %zu, \"elapsed_s\": %.6f, \"cpu_s\": %.6f, "
            "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}\n",
         total, (double)elapsed_ns / 1e9, (double)cpu_ns / 1e9,
-        (double)all[total / 2] / 1e3, (double)all[total * 99 / 100] / 1e3,
+        (double)all[p50] / 1e3, (double)all[p99] / 1e3,
         (double)all[total - 1] / 1e3);
     fflush(stdout);
     free(all);
@@ -284,16 +286,15 @@ measure(worker_t *workers, size_t threads, const char *queue, size_t body_len,
 
         if (worker->link.state == NULL) {
             worker->link = open_link();
-            worker->link.reply_queue
-                = consume_new_queue(&worker->link, amqp_empty_bytes);
+            worker->link.reply_queue =
+                consume_new_queue(&worker->link, amqp_empty_bytes);
         }
         worker->queue = queue;
         worker->start = &start;
         worker->body = body;
         worker->run_ns = run_ms * 1000000u;
         worker->count = 0;
-        if (pthread_create(
-                &worker->thread, NULL, call_until_deadline, worker)
+        if (pthread_create(&worker->thread, NULL, call_until_deadline, worker)
             != 0)
             fail("start", "no thread");
     }
@@ -321,8 +322,7 @@ run_client(const char *queue)
 
     printf("{\"ready\": true}\n");
     fflush(stdout);
-    while (
-        scanf("%zu %zu %" SCNu64, &threads, &body_len, &run_ms) == 3) {
+    while (scanf("%zu %zu %" SCNu64, &threads, &body_len, &run_ms) == 3) {
         if (threads < 1 || threads > MOST_THREADS || body_len == 0)
             fail("input", "no such number of threads or bytes");
         measure(workers, threads, queue, body_len, run_ms);

@@ -10,7 +10,7 @@ import report
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen first
+from matplotlib import pyplot as plt
 
 
 def draw(measured: report.Medians, labels: dict[str, str], path: pathlib.Path) -> None:
@@ -31,7 +31,7 @@ def draw(measured: report.Medians, labels: dict[str, str], path: pathlib.Path) -
             ("client_cpu_us", "server_cpu_us"),
         ),
     ]
-    for axis, (title, rows, keys) in zip(axes.flat, panels):
+    for axis, (title, rows, keys) in zip(axes.flat, panels, strict=True):
         rows = [row for row in rows if row.name in measured]
         width = 0.8 / len(labels)
         for place, (name, label) in enumerate(labels.items()):

@@ -90,9 +90,7 @@ def figures(
 
     def rss(role: str) -> float | None:
         try:
-            return (
-                resources["fastmsg"][role]["rss"] / resources[reference][role]["rss"]
-            )
+            return resources["fastmsg"][role]["rss"] / resources[reference][role]["rss"]
         except KeyError:
             return None
 
@@ -152,9 +150,8 @@ def table(header: list[str], lines: Iterable[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
 
     def fit(row: list[str]) -> str:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row, widths)][1:]
-        return "  ".join(cells).rstrip()
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        return "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([fit(header), rule, *(fit(row) for row in rows[1:])])

@@ -19,16 +19,19 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import cases
-import codec
-import contenders
-import processes
-import report
-
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "tools"))
+
+import cases  # noqa: E402 - their path is known only now
+import codec  # noqa: E402
+import contenders  # noqa: E402
+import processes  # noqa: E402
+import report  # noqa: E402
+from private_broker import NamedBroker, PrivateBroker  # noqa: E402
+
 WARM_UP_S = 0.3
 SETTLE_S = 0.05
 
@@ -40,21 +43,31 @@ def main() -> int:
     options = parse_options()
     options.out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        broker, list_channels = stack.enter_context(open_broker(options.url))
+        say("starting the broker" if options.url is None else "using your broker")
+        node = NamedBroker(options.url) if options.url else PrivateBroker()
+        broker = contenders.Broker(stack.enter_context(node))
         started: list[contenders.Contender] = []
-        stack.callback(contenders.close_all, started)
+        stack.callback(contenders.close_all, started, broker)
         notes = start_contenders(options, broker, started)
-        for note in notes:
-            say(f"note: {note}")
+        meter = CpuMeter(broker, started)
         samples, resources = measure_rounds(options, broker, started)
-        add_channels(resources, list_channels)
+        add_channels(resources, broker.channels())
+        cpus_of_others = meter.cpus_of_others()
+    if cpus_of_others > 0.05:
+        notes.append(
+            f"other programs used {cpus_of_others:.2f} CPUs during the run: lone calls"
+            " may be quicker, everything else slower than on a quiet machine"
+        )
     envelopes = codec.measure() if options.codec else {}
 
     labels = {each.name: each.label for each in started}
     reference = "stock-blocking" if "stock-blocking" in labels else "stock"
     measured = report.medians(samples)
     figures = report.figures(measured, reference, envelopes, resources)
-    print_report(measured, labels, reference, resources, envelopes, figures)
+    if not options.brief:
+        print_report(measured, labels, reference, resources, envelopes, figures)
+    for note in notes:
+        say(f"note: {note}")
 
     document = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(),
@@ -67,6 +80,7 @@ def main() -> int:
         "labels": labels,
         "reference": reference,
         "notes": notes,
+        "cpus_of_others": cpus_of_others,
         "samples": samples,
         "medians": measured,
         "resources": resources,
@@ -77,14 +91,9 @@ def main() -> int:
     }
     path = options.out / "bench.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
-    say(f"\nwritten: {path}")
-    if importlib.util.find_spec("matplotlib") is None:
-        say("no plot: matplotlib is missing (tests/bench/requirements.txt)")
-    else:
-        import plot
-
-        plot.draw(measured, labels, options.out / "bench.png")
-        say(f"written: {options.out / 'bench.png'}")
+    if not options.brief:
+        say(f"\nwritten: {path}")
+        draw_plot(measured, labels, options.out / "bench.png")
 
     missed = [figure for figure in figures if not figure.is_met(figure.must)]
     if options.check and missed:
@@ -97,7 +106,9 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    names = ", ".join(contender_makers(argparse.Namespace(fast_scheme="", stock_python="")))
+    names = ", ".join(
+        contender_makers(argparse.Namespace(fast_scheme="", stock_python=""))
+    )
     add("--url", default=os.environ.get("TRANSPORT_URL"), help="a broker of yours")
     add("--rounds", type=int, help="turns of each contender in each row (3)")
     add("--seconds", type=float, help="duration of one turn (1.0)")
@@ -105,6 +116,7 @@ def parse_options() -> argparse.Namespace:
     add("--drivers", default="", help=f"of {names} (all)")
     add("--quick", action="store_true", help="one round of 0.4 s each")
     add("--check", action="store_true", help="fail when a figure misses its must")
+    add("--brief", action="store_true", help="no tables, no plot: see the JSON")
     add("--no-codec", dest="codec", action="store_false", help="skip the envelope")
     add("--out", type=pathlib.Path, default=HERE / "out", help="directory of results")
     add("--fast-scheme", default="fastmsg", help="URL scheme of the driver on trial")
@@ -160,15 +172,29 @@ def contender_makers(
     }
 
 
-@contextlib.contextmanager
-def open_broker(
-    url: str | None,
-) -> Iterator[tuple[contenders.Broker, Callable[[], dict[int, int]] | None]]:
-    """Give the broker, and a function for its channels by client port, if any."""
-    if url is not None:
-        yield contenders.Broker.at(url), None
-        return
-    raise SystemExit("no private broker yet")
+class CpuMeter:
+    """Tells how much of the machine went to programs that are not measured."""
+
+    def __init__(
+        self, broker: contenders.Broker, started: list[contenders.Contender]
+    ) -> None:
+        self._broker = broker
+        self._started = started
+        self._since_s = time.monotonic()
+        self._before_s = self._read_s()
+
+    def cpus_of_others(self) -> float:
+        """Return it in CPUs, since this object was made."""
+        used_s = self._read_s() - self._before_s
+        return used_s / (time.monotonic() - self._since_s)
+
+    def _read_s(self) -> float:
+        """Return the CPU time of everybody less that of ours."""
+        pids = [peer.pid for each in self._started for peer in each.peers().values()]
+        if self._broker.pid is not None:
+            pids.append(self._broker.pid)
+        ours_s = sum(processes.cpu_s(pid) for pid in pids) + time.process_time()
+        return processes.machine_cpu_s() - ours_s
 
 
 def start_contenders(
@@ -201,7 +227,7 @@ def start_contenders(
                     " wait, so there is no patched one"
                 )
     if broker.pid is None:
-        notes.append("the broker is not on this machine: no CPU figures of it")
+        notes.append("the broker's process is not to be seen: no CPU figures of it")
     return notes
 
 
@@ -221,19 +247,13 @@ def measure_rounds(
     last_call = [row for row in options.rows if row.operation == "call"][-1:]
     for turn in range(options.rounds):
         for row in options.rows:
-            shown = []
-            # Each starts once in a while, so none always follows the same one.
-            first = turn % len(started)
-            for contender in started[first:] + started[:first]:
-                if not contender.takes(row):
-                    continue
-                sample = contender.measure(row, options.seconds, broker)
-                samples[row.name].setdefault(contender.name, []).append(sample)
-                shown.append(f"{contender.name} {sample['rate']:,.0f}/s")
-                time.sleep(SETTLE_S)
-                if turn == 0 and [row] == last_call:
-                    look_at_resources(contender, broker, resources)
-            say(f"round {turn + 1}/{options.rounds}  {row.title}: " + ", ".join(shown))
+            here = [contender for contender in started if contender.takes(row)]
+            # Each is the first once in a while, so none always follows the same.
+            here = here[turn % len(here) :] + here[: turn % len(here)]
+            rates = measure_turn(here, row, options.seconds, broker, samples[row.name])
+            say(f"round {turn + 1}/{options.rounds}  {row.title}: {rates}")
+            if turn == 0 and [row] == last_call:
+                look_at_resources(started, broker, resources)
     in_order = {
         row: {each.name: by_name[each.name] for each in started if each.name in by_name}
         for row, by_name in samples.items()
@@ -241,30 +261,51 @@ def measure_rounds(
     return in_order, resources
 
 
+def measure_turn(
+    here: list[contenders.Contender],
+    row: cases.Row,
+    seconds: float,
+    broker: contenders.Broker,
+    samples: dict[str, list[contenders.Sample]],
+) -> str:
+    """Let the contenders have a turn each at a row; return the rates as text.
+
+    A lone call is quick or slow by where the scheduler puts its three
+    processes, and that changes from second to second. So these rows alternate
+    more often, for as long in all.
+    """
+    parts = 3 if row.threads == 1 and row.operation == "call" else 1
+    for _ in range(parts):
+        for contender in here:
+            sample = contender.measure(row, seconds / parts, broker)
+            samples.setdefault(contender.name, []).append(sample)
+            time.sleep(SETTLE_S)
+    return ", ".join(
+        f"{each.name} {samples[each.name][-1]['rate']:,.0f}/s" for each in here
+    )
+
+
 def look_at_resources(
-    contender: contenders.Contender,
+    started: list[contenders.Contender],
     broker: contenders.Broker,
     resources: dict[str, Any],
 ) -> None:
-    """Note memory, threads and connections of a driver's processes."""
-    if not isinstance(contender, contenders.OsloContender):
-        return
-    for role, peer in (("client", contender.client), ("server", contender.server)):
-        assert peer is not None
-        ports = processes.local_ports(peer.pid, broker.port)
-        resources.setdefault(contender.name, {})[role] = {
-            **processes.memory_kib(peer.pid),
-            "threads": processes.threads(peer.pid),
-            "tcp": len(ports),
-            "ports": ports,
-        }
+    """Note memory, threads and connections of each driver's processes."""
+    for contender in started:
+        if not isinstance(contender, contenders.OsloContender):
+            continue
+        for role, peer in contender.peers().items():
+            ports = processes.local_ports(peer.pid, broker.port)
+            resources.setdefault(contender.name, {})[role] = {
+                **processes.memory_kib(peer.pid),
+                "threads": processes.threads(peer.pid),
+                "tcp": len(ports),
+                "ports": ports,
+            }
 
 
-def add_channels(
-    resources: dict[str, Any], list_channels: Callable[[], dict[int, int]] | None
-) -> None:
+def add_channels(resources: dict[str, Any], channels: dict[int, int] | None) -> None:
     """Add to each process the number of its channels, as the broker sees them."""
-    channels = list_channels() if list_channels is not None else None
     for by_role in resources.values():
         for peer in by_role.values():
             ports = peer.pop("ports")
@@ -310,6 +351,19 @@ def print_report(
         say("\n" + report.codec_table(envelopes))
     say(f"\n'stock' below is: {labels.get(reference, 'not measured')}\n")
     say(report.figures_table(figures))
+
+
+def draw_plot(
+    measured: report.Medians, labels: dict[str, str], path: pathlib.Path
+) -> None:
+    """Draw the plot, if this environment can."""
+    if importlib.util.find_spec("matplotlib") is None:
+        say("no plot: matplotlib is missing (tests/bench/requirements.txt)")
+        return
+    import plot  # slow to import, and absent from other environments
+
+    plot.draw(measured, labels, path)
+    say(f"written: {path}")
 
 
 def say(text: str) -> None:
