@@ -1,0 +1,66 @@
+"""A notification listener with an endpoint for warnings and one for errors.
+
+    TRANSPORT_URL=fastmsg://guest:guest@localhost/ python notification_listener.py
+
+Ctrl-C or SIGTERM ends it.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+
+import oslo_messaging
+from oslo_config import cfg
+
+CONF = cfg.CONF
+
+
+class WarnEndpoint:
+    """Takes warnings, of compute services alone."""
+
+    filter_rule = oslo_messaging.NotificationFilter(publisher_id=r"^compute\.")
+
+    def warn(self, ctxt, publisher_id, event_type, payload, metadata):
+        print(f"warn: {event_type} of {publisher_id}: {payload}", flush=True)
+        return oslo_messaging.NotificationResult.HANDLED
+
+
+class ErrorEndpoint:
+    """Takes errors of everybody."""
+
+    def error(self, ctxt, publisher_id, event_type, payload, metadata):
+        print(f"error: {event_type} of {publisher_id}: {payload}", flush=True)
+        return oslo_messaging.NotificationResult.HANDLED
+
+
+def main():
+    logging.basicConfig(level=logging.WARNING)
+    CONF(sys.argv[1:])
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+
+    transport = oslo_messaging.get_notification_transport(
+        CONF, url=os.environ.get("TRANSPORT_URL")
+    )
+    listener = oslo_messaging.get_notification_listener(
+        transport,
+        [
+            oslo_messaging.Target(topic="notification"),
+            oslo_messaging.Target(topic="notification_bis"),
+        ],
+        [WarnEndpoint(), ErrorEndpoint()],
+    )
+    listener.start()
+    print("listening", flush=True)
+    done.wait()
+    listener.stop()
+    listener.wait()
+    transport.cleanup()
+    print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    main()
