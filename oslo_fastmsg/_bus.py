@@ -12,7 +12,7 @@ import os
 import weakref
 from typing import Any, Protocol
 
-from oslo_fastmsg import _core, _events
+from oslo_fastmsg import _core, _events, _waiting
 
 __all__ = ["Share", "forget_after_fork"]
 
@@ -36,7 +36,7 @@ class Share:
 
     def flush(self) -> None:
         """Wait for the confirms of replies, for a moment."""
-        if not self.core.flush(_FLUSH_S):
+        if not _waiting.flush(self.core, _FLUSH_S):
             LOG.warning(
                 "Not all replies were confirmed by the broker within %s s", _FLUSH_S
             )
@@ -44,7 +44,7 @@ class Share:
     def close(self) -> None:
         """Give the share back; twice is allowed."""
         _open_shares.discard(self)
-        self.core.close()
+        _waiting.close_bus(self.core)
         _events.release(self)
 
 

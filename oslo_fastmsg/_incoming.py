@@ -57,13 +57,14 @@ class Replier:
         self._brokers = brokers
 
     def reply(self, queue: str, payload: dict[str, Any]) -> None:
-        """Hand a reply over and return; the core confirms it, or tries again.
+        """Hand a reply over; the core sees to its confirm, or tries again.
 
         :raises ValueError, TypeError: the result cannot be written as JSON;
             nothing is sent.
         :raises Error: the core cannot take it any more.
         """
-        self._bus.reply(
+        _waiting.reply(
+            self._bus,
             queue,
             payload,
             mandatory=self._is_mandatory,

@@ -118,7 +118,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
         """
         self._stopping.set()
         try:
-            self._consumer.stop()
+            _waiting.stop_consumer(self._consumer)
         except _core.Error as error:
             LOG.warning("Stopping a listener: %s", error)
         if self._thread is not None:
@@ -130,7 +130,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
         # Replies are handed over, not waited for: this is their last chance.
         self._share.flush()
         try:
-            self._consumer.close(delete=self._delete)
+            _waiting.close_consumer(self._consumer, self._delete)
         except _core.Error as error:
             LOG.warning("Closing a listener: %s", error)
         self._share.close()

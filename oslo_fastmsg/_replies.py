@@ -85,7 +85,7 @@ class ReplyQueue:
         with self._lock:
             consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            consumer.close()
+            _waiting.close_consumer(consumer)
 
     def close(self) -> None:
         """Stop consuming; callers in flight are woken with ``Closed``.
@@ -99,4 +99,4 @@ class ReplyQueue:
         if consumer is None:
             return
         is_done = not self._asked and not self._is_owed_a_reply
-        consumer.close(delete=[self.name] if is_done else [])
+        _waiting.close_consumer(consumer, [self.name] if is_done else [])

@@ -17,11 +17,16 @@ __all__ = [
     "Lock",
     "Signal",
     "call",
+    "close_bus",
+    "close_consumer",
+    "flush",
     "join",
     "next_event",
     "open_consumer",
     "publish",
+    "reply",
     "spawn",
+    "stop_consumer",
     "take",
     "wait_reply",
 ]
@@ -60,9 +65,34 @@ def publish(bus: _core.Bus, *args: Any, **kwargs: Any) -> None:
     bus.publish(*args, **kwargs)
 
 
+def reply(bus: _core.Bus, *args: Any, **kwargs: Any) -> None:
+    """Hand over a reply; sleep while too many wait: ``Bus.reply``."""
+    bus.reply(*args, **kwargs)
+
+
+def flush(bus: _core.Bus, timeout: float) -> bool:
+    """Sleep until the replies handed over are confirmed: ``Bus.flush``."""
+    return bus.flush(timeout)
+
+
+def close_bus(bus: _core.Bus) -> None:
+    """Leave a bus; the last sleeps until its connections close: ``Bus.close``."""
+    bus.close()
+
+
 def open_consumer(consumer: _core.Consumer, timeout: float | None) -> None:
     """Sleep until a consumer's queues are declared: ``Consumer.open``."""
     consumer.open(timeout)
+
+
+def stop_consumer(consumer: _core.Consumer) -> None:
+    """Sleep until nothing more is delivered: ``Consumer.stop``."""
+    consumer.stop()
+
+
+def close_consumer(consumer: _core.Consumer, delete: Sequence[str] = ()) -> None:
+    """Sleep until the channel is closed: ``Consumer.close``."""
+    consumer.close(delete=delete)
 
 
 def take(

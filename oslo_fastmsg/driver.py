@@ -436,7 +436,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             try:
                 _waiting.open_consumer(consumer, None)
             except BaseException:
-                consumer.close()
+                _waiting.close_consumer(consumer)
                 raise
         except _core.Error as error:
             share.close()
