@@ -2,8 +2,14 @@
 
 import importlib.util
 import os
+import warnings
 
 import pytest
+
+with warnings.catch_warnings():
+    # What other people's modules say of each other when they are imported.
+    warnings.simplefilter("ignore")
+    import oslo_messaging._drivers.impl_rabbit  # noqa: F401
 
 pytest_plugins = ["fix_broker"]
 

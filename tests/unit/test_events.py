@@ -135,6 +135,8 @@ def test_a_handler_that_fails_does_not_end_the_thread(ring):
     assert threads() == []
 
 
+# eventlet and, from 3.12 on, Python itself warn about a fork with threads.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_starts_its_own_thread(ring):
     user = User()
     _events.retain(user)
