@@ -227,7 +227,8 @@ drop_id(fm_slice *body)
 
 /* Read a reply by its end alone: the stock driver writes `ending`, `_msg_id`
  * and `_unique_id` last. No value can feign that: a quote inside of one has
- * three backslashes here, and what closes the body closes this object. */
+ * three backslashes here, and what closes the body closes this object. Another
+ * member of the envelope can, but who sends such could send any reply. */
 static bool
 read_stock_end(fm_slice body, fm_reply_head *out)
 {
