@@ -27,6 +27,10 @@ has_python_header() {
     test -f "$("$python" -c 'import sysconfig
 print(sysconfig.get_path("include"))')/Python.h"
 }
+# A test builds with the system's own interpreter, as services do.
+has_module() {
+    test ! -x /usr/bin/python3 || /usr/bin/python3 -c "import $1"
+}
 has_rabbitmq() {
     has erl && has erl_call &&
         test -x "$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server)"
@@ -41,6 +45,8 @@ needs libssl-dev openssl-devel has_library libssl 3.0
 needs python3 python3 has_python
 needs python3-venv python3-pip has_venv
 needs python3-dev python3-devel has_python_header
+needs python3-setuptools python3-setuptools has_module setuptools
+needs python3-wheel python3-wheel has_module wheel
 needs rabbitmq-server rabbitmq-server has_rabbitmq
 if test "${1-}" = lint; then
     needs clang clang has clang

@@ -503,8 +503,7 @@ class PrivateBroker:
             done = subprocess.run(
                 command,
                 input=given or "",
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 text=True,
                 timeout=COMMAND_S,
                 env={**self._home.environment, **self._environment()},

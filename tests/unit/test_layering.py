@@ -97,7 +97,5 @@ def test_header_is_guarded_by_its_name(name: str) -> None:
         ("wire/json.c", [], ["pthread.h"]),
     ],
 )
-def test_a_wrong_include_is_found(
-    name: str, own: list[str], others: list[str]
-) -> None:
+def test_a_wrong_include_is_found(name: str, own: list[str], others: list[str]) -> None:
     assert len(violations(name, own, others)) == 1
