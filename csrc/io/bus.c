@@ -98,8 +98,8 @@ consuming_hurry(fm_conn *conn, int64_t last_round)
 static void
 consuming_up(fm_conn *conn, int64_t now)
 {
-    (void)conn;
-    (void)now; /* the consumers' next step sees it */
+    (void)now;
+    fm_waker_signal(conn->output.waker); /* their steps were before ours */
 }
 
 static void
