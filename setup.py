@@ -10,6 +10,7 @@ Environment variables that the build reads:
 import concurrent.futures
 import glob
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -50,6 +51,12 @@ def pkg_config(*arguments):
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def version():
+    """Read the version where pyproject.toml says it is, without importing."""
+    with open("oslo_fastmsg/__init__.py", encoding="utf-8") as text:
+        return re.search(r'__version__ = "([^"]+)"', text.read())[1]
 
 
 def missing():
@@ -136,7 +143,7 @@ setup(
             sources=sorted(glob.glob("csrc/*/*.c")),
             depends=sorted(glob.glob("csrc/*/*.h")),
             include_dirs=["csrc"],
-            define_macros=[("_GNU_SOURCE", None)],
+            define_macros=[("_GNU_SOURCE", None), ("FM_VERSION", f'"{version()}"')],
             extra_compile_args=[
                 "-std=c11",
                 "-fvisibility=hidden",

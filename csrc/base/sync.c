@@ -26,11 +26,7 @@ fm_now(void)
 fm_deadline
 fm_deadline_in(int64_t ns)
 {
-    int64_t now = fm_now();
-
-    if (ns <= 0)
-        return now;
-    return ns >= FM_NEVER - now ? FM_NEVER : now + ns;
+    return fm_deadline_after(fm_now(), ns);
 }
 
 int

@@ -25,6 +25,15 @@ int64_t fm_now(void);
 /* `ns` from now, FM_NEVER if that overflows; negative counts as 0. */
 fm_deadline fm_deadline_in(int64_t ns);
 
+/* The same from a given time. */
+static inline fm_deadline
+fm_deadline_after(int64_t time, int64_t ns)
+{
+    if (ns <= 0)
+        return time;
+    return ns >= FM_NEVER - time ? FM_NEVER : time + ns;
+}
+
 /* What is left, never below 0, for poll(): rounded up, -1 for FM_NEVER. */
 int fm_deadline_poll_ms(fm_deadline deadline, int64_t now);
 

@@ -330,8 +330,7 @@ fm_bus_forget(fm_bus *bus, fm_message *message)
 {
     if (message->msg_id[0] != '\0')
         fm_reply_forget(&bus->replies, message);
-    if (message->place != FM_PLACE_CALLER) /* a hint; cancel looks again */
-        fm_publisher_cancel(&bus->publisher, message);
+    fm_publisher_cancel(&bus->publisher, message);
 }
 
 fm_status
@@ -347,7 +346,7 @@ fm_bus_wait_confirm(fm_bus *bus, fm_message *message, int64_t timeout_ns)
         since = fm_publisher_pending_since(&bus->publisher, message);
         status = fm_wake_wait(&message->wake, seen,
             since == FM_NEVER ? fm_deadline_in(timeout_ns)
-                              : since + timeout_ns);
+                              : fm_deadline_after(since, timeout_ns));
         if (status == FM_INTERRUPTED)
             return status;
         if (status != FM_TIMED_OUT)

@@ -11,6 +11,8 @@ fm_gate_new(fm_gate **out)
         return FM_NO_MEMORY;
     atomic_init(&gate->refs, 1);
     atomic_init(&gate->state, FM_GATE_SHUT);
+    (void)fm_error_set(
+        &gate->error, FM_CLOSED, 0, "the consumer of its replies was closed");
     *out = gate;
     return FM_OK;
 }

@@ -21,7 +21,7 @@ typedef enum fm_gate_state {
 typedef struct fm_gate {
     atomic_uint refs;
     atomic_int state;
-    fm_error error; /* written before state turns FM_GATE_BROKEN */
+    fm_error error; /* FM_CLOSED unless set before FM_GATE_BROKEN */
 } fm_gate;
 
 FM_MUST_CHECK fm_status fm_gate_new(fm_gate **out); /* shut */

@@ -203,7 +203,9 @@ greet(struct talk *talk, const fm_login *login, fm_session *session,
     fm_frame frame;
     fm_status status;
 
-    status = fm_buf_append(&talk->out, header, sizeof(header));
+    status = fm_buf_reserve(&talk->in, READ_ROOM);
+    if (status == FM_OK)
+        status = fm_buf_append(&talk->out, header, sizeof(header));
     if (status != FM_OK)
         return say(talk, status);
     status = send_out(talk);

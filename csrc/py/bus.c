@@ -375,9 +375,10 @@ prepare_call(
     }
     message->gate = fm_gate_ref(consumer->gate);
     memcpy(message->msg_id, from.msg_id, strlen(from.msg_id) + 1);
+    /* As the stock driver rounds, from the number that the caller gave. */
     if (from.timeout != Py_None)
         PyOS_snprintf(message->expiration, sizeof(message->expiration),
-            "%lld", (long long)(ns / FM_NS_PER_MS));
+            "%lld", (long long)(PyFloat_AsDouble(from.timeout) * 1000));
     return message;
 }
 
