@@ -37,6 +37,7 @@ _CHECK_FLAGS = (
     "another process declared the same name with other options: compare "
     "amqp_durable_queues, amqp_auto_delete, rabbit_quorum_queue and the like"
 )
+_CHECK_SIZE = "send less at a time, or raise max_message_size in the broker"
 _CHECK_ALARM = (
     "check the broker for a memory or disk alarm, and option send_timeout in "
     "[oslo_messaging_fastmsg]"
@@ -53,6 +54,7 @@ _CHECKS_OF_CLASS: dict[type, str] = {
     _core.Refused: _CHECK_LOGIN,
     _core.Disconnected: _CHECK_REACH,
     _core.Nacked: "check the length limits of the queues behind that name",
+    _core.Timeout: _CHECK_ALARM,
 }
 
 
@@ -84,12 +86,7 @@ def translate(
             _text(error, attempt, brokers, None)
         )
         return timeout
-    check = _CHECKS.get((type(error), getattr(error, "code", 0)))
-    if check is None:
-        check = _CHECKS_OF_CLASS.get(type(error))
-    if check is None and isinstance(error, _core.Timeout):
-        check = _CHECK_ALARM
-    return _failure(_text(error, attempt, brokers, check))
+    return _failure(_text(error, attempt, brokers, _what_to_check(error)))
 
 
 def closed(attempt: str) -> Exception:
@@ -102,6 +99,15 @@ def _failure(text: str) -> Exception:
     return failure
 
 
+def _what_to_check(error: _core.Error) -> str | None:
+    if "larger than configured max" in str(error):
+        return _CHECK_SIZE
+    check = _CHECKS.get((type(error), getattr(error, "code", 0)))
+    return check or _CHECKS_OF_CLASS.get(type(error))
+
+
 def _text(error: Exception, attempt: str, brokers: str, check: str | None) -> str:
-    text = f"{attempt} failed: {error} (broker {brokers})"
+    text = f"{attempt} failed: {error}"
+    if brokers not in text:
+        text += f" (broker {brokers})"
     return text if check is None else f"{text}; {check}"

@@ -21,15 +21,9 @@ __all__ = ["broker_hosts", "bus_arguments", "shown", "virtual_host"]
 _PORT = 5672
 _MAX_SHORTSTR = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 
-# Protocol choices of the stock driver's option, which takes them in any case,
-# as (lowest, highest) for the core; SSLv23 leaves it to both sides. SSL 2 and
-# 3 exist in no Python that we run on.
-_TLS_VERSIONS = {
-    "tlsv1": "1.0",
-    "tlsv1_1": "1.1",
-    "tlsv1_2": "1.2",
-    "sslv23": None,
-}
+# Choices of the stock driver's option, in any case. SSL 2 and 3 are in no
+# Python that we run on.
+_TLS_VERSIONS = frozenset({"tlsv1", "tlsv1_1", "tlsv1_2", "sslv23"})
 
 
 def broker_hosts(url: TransportURL) -> list[tuple[str, int, str, str]]:
@@ -104,7 +98,9 @@ def _tls(settings: Settings) -> dict[str, Any] | None:
     """Say what the stock driver's options come to in practice.
 
     A version without a CA file turns the check of the certificate off, and
-    the name of the host is looked at with a CA file alone.
+    the name of the host is looked at with a CA file alone. Which version is
+    spoken is agreed between the two sides, 1.2 or later, whatever the option
+    says: the older ones are refused by the OpenSSL of every system we run on.
     """
     if not settings.ssl:
         return None
@@ -113,7 +109,6 @@ def _tls(settings: Settings) -> dict[str, Any] | None:
         raise RuntimeError(f"Invalid SSL version : {settings.ssl_version}")
     has_ca = bool(settings.ssl_ca_file)
     return {
-        "version": _TLS_VERSIONS[version] if version else None,
         "ca_file": settings.ssl_ca_file or None,
         "cert_file": settings.ssl_cert_file or None,
         "key_file": settings.ssl_key_file or None,

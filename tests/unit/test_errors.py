@@ -44,12 +44,24 @@ def test_each_error_has_its_exception(kind, of_a_call, of_others):
         (error_of(_core.Disconnected), "host and port"),
         (error_of(_core.Rejected, code=406), "amqp_durable_queues"),
         (error_of(_core.Rejected, code=403), "permissions"),
+        (
+            error_of(
+                _core.Rejected, "message size 2 is larger than configured max size 1"
+            ),
+            "max_message_size",
+        ),
         (error_of(_core.Nacked), "length limits"),
         (error_of(_core.Timeout), "alarm"),
     ],
 )
 def test_the_text_says_what_to_check(error, check):
     assert check in str(_errors.translate(error, "cast", "h:1"))
+
+
+def test_the_broker_is_named_once():
+    error = _core.Disconnected("connect to h:1: refused")
+    assert str(_errors.translate(error, "cast", "h:1")).count("h:1") == 1
+    assert str(_errors.translate(error, "cast", "h:1, i:2")).count("i:2") == 1
 
 
 def test_a_returned_message_has_the_attributes_of_stock():
