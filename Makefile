@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 
 .PHONY: all help packages venv build test test-timing test-slow test-all \
-	test-asan demo bench lint tidy sdist clean distclean
+	test-asan demo bench lint format tidy sdist clean distclean
 
 all: build
 
@@ -27,6 +27,7 @@ help:
 	@echo 'make demo         the driver at work, as real processes'
 	@echo 'make bench        measure it against the stock driver'
 	@echo 'make lint         formats, types, spelling, compiler warnings'
+	@echo 'make format       format the sources as lint wants them'
 	@echo 'make tidy         clang-tidy'
 	@echo 'make build        the extension, in place, and a virtual environment'
 	@echo 'make clean        remove what was built (distclean: and .venv)'
@@ -90,6 +91,11 @@ bench: build $(BENCH_VENV)/installed
 lint: build $(VENV)/made-lint
 	@tools/install_packages.sh lint
 	tools/lint.sh $(BIN)
+
+format: $(VENV)/made-lint
+	@tools/install_packages.sh lint
+	$(BIN)/ruff format .
+	clang-format -i csrc/*/*.[ch] tests/*/*.[ch]
 
 tidy: packages
 	@tools/install_packages.sh lint
