@@ -99,8 +99,8 @@ def _tls(settings: Settings) -> dict[str, Any] | None:
 
     A version without a CA file turns the check of the certificate off, and
     the name of the host is looked at with a CA file alone. Which version is
-    spoken is agreed between the two sides, 1.2 or later, whatever the option
-    says: the older ones are refused by the OpenSSL of every system we run on.
+    spoken the two sides agree upon, whatever the option says; the core has
+    none before 1.2.
     """
     if not settings.ssl:
         return None
