@@ -1,5 +1,6 @@
 #include "io/message.h"
 
+#include "base/event.h"
 #include "io/gate.h"
 #include "io/topology.h"
 
@@ -74,4 +75,67 @@ fm_message_finish(fm_message *message, const fm_error *error)
     atomic_store_explicit(&message->status,
         (int)(error == NULL ? FM_OK : error->status), memory_order_release);
     fm_wake_all(&message->wake);
+}
+
+void
+fm_message_describe(
+    const fm_message *message, const fm_error *cause, fm_error *out)
+{
+    bool is_default = message->exchange[0] == '\0';
+
+    (void)fm_error_set(out, cause->status, cause->code,
+        "message to %s%s%s with routing key '%s': %s",
+        is_default ? "the default exchange" : "exchange '", message->exchange,
+        is_default ? "" : "'", message->routing_key, cause->text);
+}
+
+/* --- messages that are done with --- */
+
+void
+fm_settled_add(fm_settled *list, fm_message *message)
+{
+    message->place = FM_PLACE_CALLER;
+    message->prev = message->next = NULL;
+    if (list->first == NULL)
+        list->first = message;
+    else
+        list->last->next = message;
+    list->last = message;
+}
+
+static void
+finish_failed(fm_message *message, const fm_error *cause)
+{
+    fm_error own;
+
+    fm_message_describe(message, cause, &own);
+    if (message->handed_over && cause->status != FM_CLOSED)
+        fm_event_post(FM_WARNING, "dropped the reply: %s", own.text);
+    fm_message_finish(message, &own);
+}
+
+void
+fm_settled_finish(fm_settled *list, const fm_error *error)
+{
+    for (fm_message *each = list->first; each != NULL; each = each->next)
+        if (error != NULL)
+            finish_failed(each, error);
+        else if (each->msg_id[0] == '\0')
+            fm_message_finish(each, NULL);
+    fm_settled_drop(list);
+}
+
+void
+fm_settled_drop(fm_settled *list)
+{
+    fm_message *message = list->first;
+
+    while (message != NULL) {
+        fm_message *next = message->next;
+
+        message->next = NULL;
+        fm_message_unref(message);
+        message = next;
+    }
+    *list = (fm_settled){ NULL, NULL };
 }

@@ -97,6 +97,27 @@ void fm_message_unref(fm_message *message); /* NULL is allowed */
  * stands for FM_OK. */
 void fm_message_finish(fm_message *message, const fm_error *error);
 
+/* What its caller is told about it, from a cause. */
+void fm_message_describe(
+    const fm_message *message, const fm_error *cause, fm_error *out);
+
+/* Messages that are done with: gathered under the publisher's lock, finished
+ * without it. Each entry holds a reference. A zeroed one is empty. */
+typedef struct fm_settled {
+    fm_message *first; /* shared; linked by next */
+    fm_message *last;
+} fm_settled;
+
+/* Passes on the reference of who held the message until now. */
+void fm_settled_add(fm_settled *list, fm_message *message);
+
+/* Finish all with one error, described for each; NULL: they are confirmed,
+ * which ends all but calls: those end with their reply. Empties the list. */
+void fm_settled_finish(fm_settled *list, const fm_error *error);
+
+/* Nobody waits for these: let go of them. Empties the list. */
+void fm_settled_drop(fm_settled *list);
+
 /* FM_AGAIN while under way. */
 static inline fm_status
 fm_message_status(fm_message *message)

@@ -1,7 +1,6 @@
 #include "io/publish.h"
 
 #include "base/event.h"
-#include "base/idmap.h"
 #include "io/gate.h"
 
 #include <assert.h>
@@ -9,79 +8,13 @@
 #include <stdlib.h>
 
 enum {
-    FIRST_RING = 64,
-    RPC_WINDOW = 16384,   /* bounds the ring, not the speed */
-    NOTIFY_WINDOW = 256,  /* with more, an RPC beside it takes 50 ms */
-    STRIKES = 3,          /* hard errors after which a message is blamed */
-    NOT_FOUND = 404,      /* AMQP 0-9-1 section 1.8: reply codes */
+    RPC_WINDOW = 16384,  /* bounds the ring, not the speed */
+    NOTIFY_WINDOW = 256, /* with more, an RPC beside it takes 50 ms */
+    STRIKES = 3,         /* hard errors after which a message is blamed */
+    NOT_FOUND = 404,     /* AMQP 0-9-1 section 1.8: reply codes */
     NO_ROUTE = 312,
-    PARKED_MAX = 10000,
 };
 #define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
-#define HANDED_BYTES_MAX ((size_t)8 * 1024 * 1024)
-#define FIRST_PAUSE_NS (250 * FM_NS_PER_MS)
-#define LAST_PAUSE_NS (4 * FM_NS_PER_S)
-#define GONE_NS (60 * FM_NS_PER_S)
-
-/* --- messages that are done with, to be finished without the lock --- */
-
-/* A list through message->next of messages that share one error. */
-typedef struct settled {
-    fm_message *first;
-    fm_message *last;
-} settled;
-
-static void
-settled_add(settled *list, fm_message *message)
-{
-    message->place = FM_PLACE_CALLER;
-    message->prev = message->next = NULL;
-    if (list->first == NULL)
-        list->first = message;
-    else
-        list->last->next = message;
-    list->last = message;
-}
-
-/* What a caller is told about its own message, from a cause. */
-static void
-describe(const fm_message *message, const fm_error *cause, fm_error *out)
-{
-    *out = *cause;
-    (void)fm_error_set(out, cause->status, cause->code,
-        "message to %s%s%s with routing key '%s': %s",
-        message->exchange[0] == '\0' ? "the default exchange" : "exchange '",
-        message->exchange, message->exchange[0] == '\0' ? "" : "'",
-        message->routing_key, cause->text);
-}
-
-/* Finish a list; error NULL: confirmed. Without the lock. */
-static void
-settle(settled *list, const fm_error *error)
-{
-    fm_message *message = list->first;
-
-    while (message != NULL) {
-        fm_message *next = message->next;
-
-        message->next = NULL;
-        if (error == NULL) {
-            /* A call ends with its reply, not with its confirm. */
-            if (message->msg_id[0] == '\0')
-                fm_message_finish(message, NULL);
-        } else {
-            fm_error own;
-
-            describe(message, error, &own);
-            if (message->handed_over && error->status != FM_CLOSED)
-                fm_event_post(FM_WARNING, "dropped the reply: %s", own.text);
-            fm_message_finish(message, &own);
-        }
-        fm_message_unref(message);
-        message = next;
-    }
-    *list = (settled){ NULL, NULL };
-}
 
 /* --- life --- */
 
@@ -92,16 +25,16 @@ fm_publisher_init(fm_publisher *publisher, fm_output *output)
 {
     memset(publisher, 0, sizeof(*publisher));
     publisher->output = output;
-    fm_wake_init(&publisher->space);
+    fm_handed_init(&publisher->handed);
     for (int i = 0; i < FM_LANE_COUNT; i++) {
         fm_publisher_lane *lane = &publisher->lanes[i];
 
+        if (i == FM_LANE_NOTIFY)
+            fm_lane_init(lane, NOTIFY_WINDOW, NOTIFY_WINDOW_BYTES);
+        else
+            fm_lane_init(lane, RPC_WINDOW, SIZE_MAX);
         fm_channel_init(&lane->channel, &lane_ops, publisher, output);
         lane->channel.id = (uint16_t)(i + 1);
-        lane->low = lane->next = 1;
-        lane->window = i == FM_LANE_NOTIFY ? NOTIFY_WINDOW : RPC_WINDOW;
-        lane->window_bytes =
-            i == FM_LANE_NOTIFY ? NOTIFY_WINDOW_BYTES : SIZE_MAX;
     }
     fm_channel_init(&publisher->declarer, &declarer_ops, publisher, output);
     publisher->declarer.id = FM_DECLARER_ID;
@@ -111,9 +44,8 @@ void
 fm_publisher_fini(fm_publisher *publisher)
 {
     for (int i = 0; i < FM_LANE_COUNT; i++) {
-        assert(publisher->lanes[i].first_unsent == NULL);
         fm_channel_fini(&publisher->lanes[i].channel);
-        free(publisher->lanes[i].ring);
+        fm_lane_fini(&publisher->lanes[i]);
     }
     fm_channel_fini(&publisher->declarer);
     fm_topology_unref(publisher->declaring);
@@ -132,90 +64,7 @@ fm_publisher_channel(fm_publisher *publisher, uint16_t id)
     return NULL;
 }
 
-/* --- the queue of a lane; all with the lock --- */
-
-static void
-append_unsent(fm_publisher_lane *lane, fm_message *message)
-{
-    message->place = FM_PLACE_UNSENT;
-    message->prev = lane->last_unsent;
-    message->next = NULL;
-    if (lane->last_unsent == NULL)
-        lane->first_unsent = message;
-    else
-        lane->last_unsent->next = message;
-    lane->last_unsent = message;
-    lane->unsent++;
-}
-
-static void
-prepend_unsent(fm_publisher_lane *lane, fm_message *message)
-{
-    message->place = FM_PLACE_UNSENT;
-    message->prev = NULL;
-    message->next = lane->first_unsent;
-    if (lane->first_unsent == NULL)
-        lane->last_unsent = message;
-    else
-        lane->first_unsent->prev = message;
-    lane->first_unsent = message;
-    lane->unsent++;
-}
-
-static void
-remove_unsent(fm_publisher_lane *lane, fm_message *message)
-{
-    if (message->prev == NULL)
-        lane->first_unsent = message->next;
-    else
-        message->prev->next = message->next;
-    if (message->next == NULL)
-        lane->last_unsent = message->prev;
-    else
-        message->next->prev = message->prev;
-    message->prev = message->next = NULL;
-    lane->unsent--;
-}
-
-/* A handed-over reply left the publisher, or (`parked`) waits elsewhere. */
-static void
-count_handed(fm_publisher *publisher, fm_message *message, bool left)
-{
-    if (!message->handed_over)
-        return;
-    publisher->handed_count--;
-    if (left)
-        publisher->handed_bytes -= message->body.len;
-    fm_wake_all(&publisher->space);
-}
-
 /* --- sending --- */
-
-/* Room for one more tag in the ring. */
-static fm_status
-ring_reserve(fm_publisher_lane *lane)
-{
-    size_t cap = lane->ring_cap == 0 ? FIRST_RING : lane->ring_cap * 2;
-    fm_message **ring;
-
-    if (lane->next - lane->low < lane->ring_cap)
-        return FM_OK;
-    ring = calloc(cap, sizeof(*ring));
-    if (ring == NULL)
-        return FM_NO_MEMORY;
-    for (uint64_t tag = lane->low; tag < lane->next; tag++)
-        ring[tag & (cap - 1)] = lane->ring[tag & (lane->ring_cap - 1)];
-    free(lane->ring);
-    lane->ring = ring;
-    lane->ring_cap = cap;
-    return FM_OK;
-}
-
-static fm_message **
-ring_slot(fm_publisher_lane *lane, uint64_t tag)
-{
-    return &lane->ring[tag & (lane->ring_cap - 1)];
-}
 
 /* Ask the I/O thread to declare a topology on this connection. */
 static void
@@ -272,18 +121,14 @@ send_one(fm_publisher *publisher, fm_publisher_lane *lane,
             strlen(message->expiration) },
         .body = fm_buf_slice(&message->body),
     };
-    fm_status status = ring_reserve(lane);
+    fm_status status = fm_lane_reserve(lane);
 
     if (status == FM_OK)
         status = fm_frame_put_publish(
             &output->out, lane->channel.id, output->frame_max, &publication);
     if (status != FM_OK)
         return status;
-    remove_unsent(lane, message);
-    message->place = FM_PLACE_SENT;
-    *ring_slot(lane, lane->next++) = message;
-    lane->in_flight++;
-    lane->in_flight_bytes += message->body.len;
+    fm_lane_sent(lane, message);
     publisher->stats.published++;
     return FM_OK;
 }
@@ -292,10 +137,7 @@ static bool
 has_room(fm_publisher *publisher, fm_publisher_lane *lane)
     FM_REQUIRES(publisher->output->lock)
 {
-    size_t window = lane->suspects > 0 ? 1 : lane->window;
-
-    return !publisher->blocked && lane->in_flight < window
-        && lane->in_flight_bytes < lane->window_bytes
+    return !publisher->blocked && fm_lane_has_room(lane)
         && fm_output_pending_locked(publisher->output)
         < FM_OUTPUT_HIGH_WATER;
 }
@@ -329,38 +171,6 @@ pump_all_locked(fm_publisher *publisher)
 
 /* --- any thread --- */
 
-static uint64_t
-queue_hash(const fm_message *message)
-{
-    return fm_id_hash(message->routing_key, strlen(message->routing_key));
-}
-
-static bool
-is_gone(fm_publisher *publisher, const fm_message *message)
-{
-    uint64_t hash = queue_hash(message);
-    int64_t now = fm_now();
-
-    for (size_t i = 0; i < FM_GONE_QUEUES; i++)
-        if (publisher->gone[i].hash == hash && publisher->gone[i].until > now)
-            return true;
-    return false;
-}
-
-/* Whether a handed-over reply may come in; counts it. */
-static fm_status
-admit_handed(fm_publisher *publisher, fm_message *message)
-{
-    if (publisher->handed_bytes > HANDED_BYTES_MAX)
-        return FM_FULL;
-    if (message->mandatory && publisher->gone_next > 0
-        && is_gone(publisher, message))
-        return FM_NOT_FOUND;
-    publisher->handed_count++;
-    publisher->handed_bytes += message->body.len;
-    return FM_OK;
-}
-
 fm_status
 fm_publisher_submit(fm_publisher *publisher, fm_message *message)
 {
@@ -371,10 +181,11 @@ fm_publisher_submit(fm_publisher *publisher, fm_message *message)
     fm_mutex_lock(&publisher->output->lock);
     if (publisher->closed)
         status = FM_CLOSED;
-    else if (message->handed_over)
-        status = admit_handed(publisher, message);
+    else
+        status = fm_handed_admit(
+            &publisher->handed, message, message->submitted);
     if (status == FM_OK) {
-        append_unsent(lane, fm_message_ref(message));
+        fm_lane_append(lane, fm_message_ref(message));
         if (lane->ready) {
             pump_locked(publisher, lane);
             fm_output_push_locked(publisher->output);
@@ -397,8 +208,7 @@ fm_publisher_cancel(fm_publisher *publisher, fm_message *message)
 
     fm_mutex_lock(&publisher->output->lock);
     if (message->place == FM_PLACE_UNSENT) {
-        remove_unsent(lane, message);
-        message->place = FM_PLACE_CALLER;
+        fm_lane_remove(lane, message);
         mine = true;
     } else if (message->place == FM_PLACE_SENT) {
         message->abandoned = true;
@@ -412,17 +222,16 @@ fm_status
 fm_publisher_wait_space(fm_publisher *publisher, fm_deadline deadline)
 {
     for (;;) {
-        unsigned seen = fm_wake_read(&publisher->space);
+        unsigned seen = fm_wake_read(&publisher->handed.space);
         bool full;
         fm_status status;
 
         fm_mutex_lock(&publisher->output->lock);
-        full = publisher->handed_bytes > HANDED_BYTES_MAX
-            && !publisher->closed;
+        full = fm_handed_is_full(&publisher->handed) && !publisher->closed;
         fm_mutex_unlock(&publisher->output->lock);
         if (!full)
             return FM_OK;
-        status = fm_wake_wait(&publisher->space, seen, deadline);
+        status = fm_wake_wait(&publisher->handed.space, seen, deadline);
         if (status != FM_OK)
             return status;
     }
@@ -432,16 +241,16 @@ fm_status
 fm_publisher_wait_handed(fm_publisher *publisher, fm_deadline deadline)
 {
     for (;;) {
-        unsigned seen = fm_wake_read(&publisher->space);
+        unsigned seen = fm_wake_read(&publisher->handed.space);
         bool pending;
         fm_status status;
 
         fm_mutex_lock(&publisher->output->lock);
-        pending = publisher->handed_count > 0 && !publisher->closed;
+        pending = publisher->handed.count > 0 && !publisher->closed;
         fm_mutex_unlock(&publisher->output->lock);
         if (!pending)
             return FM_OK;
-        status = fm_wake_wait(&publisher->space, seen, deadline);
+        status = fm_wake_wait(&publisher->handed.space, seen, deadline);
         if (status != FM_OK)
             return status;
     }
@@ -485,7 +294,7 @@ fm_publisher_explain(
     (void)fm_error_set(&cause, FM_TIMED_OUT, trouble.code, "%s%s%s", text,
         trouble.status == FM_OK ? "" : ": ",
         trouble.status == FM_OK ? "" : trouble.text);
-    describe(message, &cause, error);
+    fm_message_describe(message, &cause, error);
 }
 
 void
@@ -497,7 +306,7 @@ fm_publisher_stats_get(fm_publisher *publisher, fm_publisher_stats *out)
         out->in_flight += publisher->lanes[i].in_flight;
         out->unsent += publisher->lanes[i].unsent;
     }
-    out->parked = publisher->parked_count;
+    out->parked = publisher->handed.parked_count;
     if (publisher->blocked)
         out->blocked_ns += fm_now() - publisher->blocked_since;
     fm_mutex_unlock(&publisher->output->lock);
@@ -505,90 +314,48 @@ fm_publisher_stats_get(fm_publisher *publisher, fm_publisher_stats *out)
 
 /* --- confirms and returns (I/O thread) --- */
 
-/* Put a returned reply aside for another try, unless its time is over. */
-static bool
-try_park(fm_publisher *publisher, fm_message *message, int64_t now)
-{
-    if (!message->handed_over || now >= message->give_up
-        || publisher->parked_count >= PARKED_MAX)
-        return false;
-    message->returned = false;
-    message->place = FM_PLACE_PARKED;
-    message->pause_ns = message->pause_ns == 0 ? FIRST_PAUSE_NS
-        : message->pause_ns >= LAST_PAUSE_NS   ? LAST_PAUSE_NS
-                                               : message->pause_ns * 2;
-    message->due = now + message->pause_ns;
-    if (message->due > message->give_up)
-        message->due = message->give_up;
-    message->prev = NULL;
-    message->next = publisher->parked;
-    publisher->parked = message;
-    publisher->parked_count++;
-    return true;
-}
-
-static void
-remember_gone(fm_publisher *publisher, const fm_message *message, int64_t now)
-{
-    size_t at = publisher->gone_next++ % FM_GONE_QUEUES;
-
-    publisher->gone[at].hash = queue_hash(message);
-    publisher->gone[at].until = now + GONE_NS;
-}
-
 /* What the confirms of one frame settle, by outcome. */
 typedef struct outcomes {
-    settled confirmed;
-    settled nacked;
-    settled returned;
-    settled dropped; /* abandoned: nobody is told */
+    fm_settled confirmed;
+    fm_settled nacked;
+    fm_settled returned;
+    fm_settled dropped; /* abandoned: nobody is told */
 } outcomes;
 
 static void
 settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
     bool nack, int64_t now, outcomes *out)
 {
-    fm_message *message = *ring_slot(lane, tag);
+    fm_message *message = fm_lane_take(lane, tag);
 
     if (message == NULL)
         return;
-    *ring_slot(lane, tag) = NULL;
-    lane->in_flight--;
-    lane->in_flight_bytes -= message->body.len;
-    if (lane->suspects > 0)
-        lane->suspects--;
     if (nack)
         publisher->stats.nacked++;
     else
         publisher->stats.confirmed++;
-    if (message->returned && try_park(publisher, message, now)) {
-        count_handed(publisher, message, false);
+    if (message->returned
+        && fm_handed_try_park(&publisher->handed, message, now))
         return;
-    }
-    count_handed(publisher, message, true);
     if (message->abandoned) {
-        settled_add(&out->dropped, message);
+        fm_settled_add(&out->dropped, message);
     } else if (nack) {
-        settled_add(&out->nacked, message);
+        fm_settled_add(&out->nacked, message);
     } else if (message->returned) {
-        if (message->handed_over)
-            remember_gone(publisher, message, now);
-        settled_add(&out->returned, message);
+        fm_handed_remember_gone(&publisher->handed, message, now);
+        fm_settled_add(&out->returned, message);
     } else {
-        settled_add(&out->confirmed, message);
+        fm_settled_add(&out->confirmed, message);
     }
 }
 
+/* These are done with here; what becomes of them comes without the lock. */
 static void
-drop_list(settled *list)
+leave_locked(fm_publisher *publisher, const fm_settled *failed,
+    const fm_settled *dropped) FM_REQUIRES(publisher->output->lock)
 {
-    while (list->first != NULL) {
-        fm_message *next = list->first->next;
-
-        list->first->next = NULL;
-        fm_message_unref(list->first);
-        list->first = next;
-    }
+    fm_handed_leave(&publisher->handed, failed);
+    fm_handed_leave(&publisher->handed, dropped);
 }
 
 static fm_publisher_lane *
@@ -619,15 +386,15 @@ take_confirm(fm_publisher *publisher, fm_publisher_lane *lane,
         for (uint64_t tag = first; tag <= last; tag++)
             if (tag >= lane->low)
                 settle_one(publisher, lane, tag, nack, now, &out);
-        while (lane->low < lane->next && *ring_slot(lane, lane->low) == NULL)
-            lane->low++;
+        leave_locked(publisher, &out.confirmed, &out.dropped);
+        leave_locked(publisher, &out.nacked, &out.returned);
         pump_locked(publisher, lane);
     }
     fm_mutex_unlock(&publisher->output->lock);
-    settle(&out.confirmed, NULL);
-    settle(&out.nacked, &nacked);
-    settle(&out.returned, &returned);
-    drop_list(&out.dropped);
+    fm_settled_finish(&out.confirmed, NULL);
+    fm_settled_finish(&out.nacked, &nacked);
+    fm_settled_finish(&out.returned, &returned);
+    fm_settled_drop(&out.dropped);
     return status;
 }
 
@@ -657,7 +424,7 @@ lane_content(fm_channel *channel, fm_delivery *delivery)
 
     fm_mutex_lock(&publisher->output->lock);
     for (uint64_t tag = lane->low; tag < lane->next; tag++) {
-        fm_message *message = *ring_slot(lane, tag);
+        fm_message *message = fm_lane_get(lane, tag);
 
         if (message == NULL || !message->mandatory || message->returned
             || message->body.len != delivery->body.len
@@ -675,37 +442,16 @@ lane_content(fm_channel *channel, fm_delivery *delivery)
 
 /* --- when a lane or the connection goes --- */
 
-/* Take back what is in flight, oldest first in the queue again. `verdict`
- * decides on each: true, and it joins `out` instead. Returns how many wait. */
+/* Take back what is in flight; returns how many wait to be sent again. */
 static size_t
 recall_locked(fm_publisher *publisher, fm_publisher_lane *lane,
     bool (*verdict)(fm_message *message, const fm_error *why),
-    const fm_error *why, settled *out, settled *dropped)
+    const fm_error *why, fm_settled *failed, fm_settled *dropped)
+    FM_REQUIRES(publisher->output->lock)
 {
-    size_t waiting = 0;
+    size_t waiting = fm_lane_recall(lane, verdict, why, failed, dropped);
 
-    for (uint64_t tag = lane->next; tag-- > lane->low;) {
-        fm_message *message = *ring_slot(lane, tag);
-
-        if (message == NULL)
-            continue;
-        *ring_slot(lane, tag) = NULL;
-        message->returned = false;
-        if (message->abandoned) {
-            count_handed(publisher, message, true);
-            settled_add(dropped, message);
-        } else if (verdict(message, why)) {
-            count_handed(publisher, message, true);
-            settled_add(out, message);
-        } else {
-            prepend_unsent(lane, message);
-            publisher->stats.resent++;
-            waiting++;
-        }
-    }
-    lane->low = lane->next = 1;
-    lane->in_flight = lane->in_flight_bytes = 0;
-    lane->ready = false;
+    publisher->stats.resent += waiting;
     return waiting;
 }
 
@@ -743,7 +489,7 @@ lane_closed(fm_channel *channel, const fm_close *why)
     fm_publisher *publisher = channel->owner;
     fm_publisher_lane *lane = lane_of(publisher, channel);
     fm_error error;
-    settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+    fm_settled failed = { NULL, NULL }, dropped = { NULL, NULL };
     char text[FM_ERROR_TEXT / 2];
 
     fm_amqp_print_close(text, sizeof(text), why);
@@ -759,9 +505,10 @@ lane_closed(fm_channel *channel, const fm_close *why)
     else
         lane->suspects = recall_locked(publisher, lane, blame_nobody, &error,
             &failed, &dropped);
+    leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
-    settle(&failed, &error);
-    drop_list(&dropped);
+    fm_settled_finish(&failed, &error);
+    fm_settled_drop(&dropped);
     fm_waker_signal(publisher->output->waker); /* step opens it again */
 }
 
@@ -802,25 +549,16 @@ declarer_done(fm_channel *channel)
     fm_mutex_unlock(&publisher->output->lock);
 }
 
-/* Move every unsent message of a lane that `matches` to `out`. */
+/* Fail every unsent message of a lane that `matches`: it joins `failed`. */
 static void
 cull_locked(fm_publisher *publisher, fm_publisher_lane *lane,
-    bool (*matches)(fm_message *message, const void *arg),
-    const void *arg, settled *out)
+    bool (*matches)(fm_message *message, const void *arg), const void *arg,
+    fm_settled *failed) FM_REQUIRES(publisher->output->lock)
 {
-    fm_message *message = lane->first_unsent;
+    size_t before = lane->unsent;
 
-    while (message != NULL) {
-        fm_message *next = message->next;
-
-        if (matches(message, arg)) {
-            remove_unsent(lane, message);
-            count_handed(publisher, message, true);
-            publisher->stats.failed++;
-            settled_add(out, message);
-        }
-        message = next;
-    }
+    fm_lane_cull(lane, matches, arg, failed);
+    publisher->stats.failed += before - lane->unsent;
 }
 
 static bool
@@ -833,7 +571,7 @@ static void
 declarer_closed(fm_channel *channel, const fm_close *why)
 {
     fm_publisher *publisher = channel->owner;
-    settled failed = { NULL, NULL };
+    fm_settled failed = { NULL, NULL };
     char text[FM_ERROR_TEXT / 2];
     fm_error error;
 
@@ -847,10 +585,11 @@ declarer_closed(fm_channel *channel, const fm_close *why)
     for (int i = 0; i < FM_LANE_COUNT; i++)
         cull_locked(publisher, &publisher->lanes[i], needs_topology,
             publisher->declaring, &failed);
+    fm_handed_leave(&publisher->handed, &failed);
     fm_mutex_unlock(&publisher->output->lock);
     fm_topology_unref(publisher->declaring);
     publisher->declaring = NULL;
-    settle(&failed, &error);
+    fm_settled_finish(&failed, &error);
     fm_waker_signal(publisher->output->waker);
 }
 
@@ -969,7 +708,7 @@ stop_blocking_locked(fm_publisher *publisher)
 void
 fm_publisher_down(fm_publisher *publisher, const fm_error *why)
 {
-    settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+    fm_settled failed = { NULL, NULL }, dropped = { NULL, NULL };
     fm_error error = *why;
 
     error.status = FM_DISCONNECTED;
@@ -989,20 +728,21 @@ fm_publisher_down(fm_publisher *publisher, const fm_error *why)
     for (size_t i = 0; i < publisher->request_count; i++)
         fm_topology_unref(publisher->requests[i]);
     publisher->request_count = 0;
+    leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
     for (int i = 0; i < FM_LANE_COUNT; i++)
         fm_channel_reset(&publisher->lanes[i].channel);
     fm_channel_reset(&publisher->declarer);
     fm_topology_unref(publisher->declaring);
     publisher->declaring = NULL;
-    settle(&failed, &error);
-    drop_list(&dropped);
+    fm_settled_finish(&failed, &error);
+    fm_settled_drop(&dropped);
 }
 
 void
 fm_publisher_round_failed(fm_publisher *publisher, const fm_error *why)
 {
-    settled failed = { NULL, NULL };
+    fm_settled failed = { NULL, NULL };
     fm_error error = *why;
 
     if (error.status != FM_REFUSED)
@@ -1013,10 +753,11 @@ fm_publisher_round_failed(fm_publisher *publisher, const fm_error *why)
         cull_locked(publisher, &publisher->lanes[i],
             why->status == FM_REFUSED ? every_one : bears_no_outage, NULL,
             &failed);
+    fm_handed_leave(&publisher->handed, &failed);
     if (why->status == FM_REFUSED)
         publisher->wanted = false; /* until the next message */
     fm_mutex_unlock(&publisher->output->lock);
-    settle(&failed, &error);
+    fm_settled_finish(&failed, &error);
 }
 
 bool
@@ -1098,26 +839,17 @@ open_lanes(fm_publisher *publisher)
     }
 }
 
-/* Send parked replies whose time has come; returns the next such time. */
+/* Queue parked replies whose time has come; returns the next such time. */
 static fm_deadline
 unpark_locked(fm_publisher *publisher, int64_t now)
+    FM_REQUIRES(publisher->output->lock)
 {
-    fm_message **link = &publisher->parked;
-    fm_deadline next = FM_NEVER;
+    fm_message *message;
+    fm_deadline next;
 
-    while (*link != NULL) {
-        fm_message *message = *link;
-
-        if (message->due > now) {
-            next = message->due < next ? message->due : next;
-            link = &message->next;
-            continue;
-        }
-        *link = message->next;
-        publisher->parked_count--;
-        publisher->handed_count++;
-        append_unsent(&publisher->lanes[message->lane], message);
-    }
+    while ((message = fm_handed_take_due(&publisher->handed, now, &next))
+        != NULL)
+        fm_lane_append(&publisher->lanes[message->lane], message);
     return next;
 }
 
@@ -1132,7 +864,7 @@ gate_is_broken(fm_message *message, const void *arg)
 fm_deadline
 fm_publisher_step(fm_publisher *publisher, int64_t now)
 {
-    settled broken = { NULL, NULL };
+    fm_settled broken = { NULL, NULL };
     fm_deadline next;
     bool up, more = false;
 
@@ -1141,6 +873,7 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
     next = unpark_locked(publisher, now);
     cull_locked(publisher, &publisher->lanes[FM_LANE_RPC], gate_is_broken,
         NULL, &broken);
+    fm_handed_leave(&publisher->handed, &broken);
     if (up) {
         pump_all_locked(publisher);
         /* Above high water and the kernel takes more: come again at once,
@@ -1152,12 +885,12 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
     }
     fm_mutex_unlock(&publisher->output->lock);
     while (broken.first != NULL) { /* each gate has its own error */
-        settled one = { broken.first, broken.first };
+        fm_settled one = { broken.first, broken.first };
         fm_error error = broken.first->gate->error;
 
         broken.first = broken.first->next;
         one.first->next = NULL;
-        settle(&one, &error);
+        fm_settled_finish(&one, &error);
     }
     if (up) {
         open_lanes(publisher);
@@ -1171,7 +904,9 @@ fm_publisher_close(fm_publisher *publisher)
 {
     fm_error error = { .status = FM_CLOSED,
         .text = "the transport was closed" };
-    settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+    fm_settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+    fm_message *message;
+    fm_deadline next;
 
     fm_mutex_lock(&publisher->output->lock);
     publisher->closed = true;
@@ -1183,15 +918,12 @@ fm_publisher_close(fm_publisher *publisher)
         (void)recall_locked(
             publisher, lane, blame_all, &error, &failed, &dropped);
     }
-    while (publisher->parked != NULL) {
-        fm_message *message = publisher->parked;
-
-        publisher->parked = message->next;
-        publisher->parked_count--;
-        settled_add(&dropped, message);
-    }
+    while ((message = fm_handed_take_due(&publisher->handed, FM_NEVER, &next))
+        != NULL)
+        fm_settled_add(&dropped, message);
+    leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
-    settle(&failed, &error);
-    drop_list(&dropped);
-    fm_wake_all(&publisher->space);
+    fm_settled_finish(&failed, &error);
+    fm_settled_drop(&dropped);
+    fm_wake_all(&publisher->handed.space);
 }

@@ -18,6 +18,8 @@
 #include "base/status.h"
 #include "base/sync.h"
 #include "io/channel.h"
+#include "io/handed.h"
+#include "io/lane.h"
 #include "io/message.h"
 #include "io/output.h"
 #include "io/topology.h"
@@ -26,33 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum {
-    FM_GONE_QUEUES = 200,    /* reply queues that are known to be gone */
-    FM_DECLARER_ID = FM_LANE_COUNT + 1,
-};
-
-struct fm_publisher;
-
-/* One confirm channel and what waits on it. Guarded by output->lock, but for
- * the channel, which is the I/O thread's. */
-typedef struct fm_publisher_lane {
-    fm_channel channel; /* id is the lane's number + 1 */
-    bool ready;         /* open and in confirm mode */
-    fm_message *first_unsent; /* shared; each holds a reference */
-    fm_message *last_unsent;
-    size_t unsent;
-    fm_message **ring; /* owned; entries shared; NULL: confirmed */
-    size_t ring_cap;   /* a power of two */
-    uint64_t low;      /* the oldest tag without confirm */
-    uint64_t next;     /* the tag of the next publish */
-    size_t in_flight;
-    size_t in_flight_bytes;
-    size_t window;       /* most messages in flight, ... */
-    size_t window_bytes; /* ... and most bytes */
-    /* One of so many messages closed the channel, and the broker does not
-     * say which: until they are settled, one at a time. */
-    size_t suspects;
-} fm_publisher_lane;
+enum { FM_DECLARER_ID = FM_LANE_COUNT + 1 };
 
 typedef struct fm_publisher_stats {
     uint64_t published;
@@ -69,7 +45,6 @@ typedef struct fm_publisher_stats {
 
 typedef struct fm_publisher {
     fm_output *output; /* borrowed: the connection's */
-    fm_wake space;     /* handed-over replies became fewer */
 
     /* FM_GUARDED_BY(output->lock). */
     fm_publisher_lane lanes[FM_LANE_COUNT];
@@ -82,15 +57,7 @@ typedef struct fm_publisher {
     fm_topology **requests; /* owned; entries shared: to be declared */
     size_t request_count;
     size_t request_cap;
-    fm_message *parked;   /* shared; returned replies */
-    size_t parked_count;
-    size_t handed_count;  /* handed-over replies, parked ones not counted */
-    size_t handed_bytes;  /* the same, parked ones counted */
-    struct {
-        uint64_t hash;
-        int64_t until;
-    } gone[FM_GONE_QUEUES];
-    size_t gone_next;
+    fm_handed handed;
     fm_publisher_stats stats;
 
     /* FM_OWNED_BY_THREAD(io). */
