@@ -40,9 +40,11 @@ say(struct talk *talk, fm_status status)
 static fm_status
 wait_ready(struct talk *talk, short events)
 {
-    fm_status status =
-        fm_socket_wait(talk->sock, events, talk->deadline, talk->cancel_fd);
+    fm_status status = FM_OK;
 
+    if (events != POLLIN || !fm_socket_has_pending(talk->sock))
+        status =
+            fm_socket_wait(talk->sock, events, talk->deadline, talk->cancel_fd);
     if (status == FM_OK && talk->deadline <= fm_now())
         status = FM_TIMED_OUT;
     return status == FM_OK ? FM_OK : say(talk, status);
@@ -81,11 +83,9 @@ read_more(struct talk *talk)
     if (status != FM_OK)
         return say(talk, status);
     for (;;) {
-        if (!fm_socket_has_pending(talk->sock)) {
-            status = wait_ready(talk, POLLIN);
-            if (status != FM_OK)
-                return status;
-        }
+        status = wait_ready(talk, POLLIN);
+        if (status != FM_OK)
+            return status;
         status = fm_socket_try_read(talk->sock, talk->in.data + talk->in.len,
             talk->in.cap - talk->in.len, &n, talk->error);
         if (status == FM_AGAIN)
