@@ -47,38 +47,38 @@ typedef enum fm_message_place {
 
 typedef struct fm_message {
     atomic_uint refs;
-    fm_wake wake;       /* whoever waits for the end or for a reply */
-    atomic_int status;  /* an fm_status; FM_AGAIN while under way */
-    fm_error error;     /* written before status is; read after */
+    fm_wake wake;      /* whoever waits for the end or for a reply */
+    atomic_int status; /* an fm_status; FM_AGAIN while under way */
+    fm_error error;    /* written before status is; read after */
 
     /* FM_IMMUTABLE after submission. */
     fm_lane lane;
     bool mandatory;
-    bool handed_over;        /* nobody waits: a reply that the core owns */
-    int retry;               /* connection losses and failed rounds it bears */
-    fm_deadline give_up;     /* until when a returned reply is tried again */
-    char *exchange;          /* owned; "" is the default exchange */
-    char *routing_key;       /* owned */
-    char expiration[24];     /* milliseconds in decimal; "" for none */
+    bool handed_over;    /* nobody waits: a reply that the core owns */
+    int retry;           /* connection losses and failed rounds it bears */
+    fm_deadline give_up; /* until when a returned reply is tried again */
+    char *exchange;      /* owned; "" is the default exchange */
+    char *routing_key;   /* owned */
+    char expiration[24]; /* milliseconds in decimal; "" for none */
     struct fm_topology *topology; /* shared; NULL: nothing to declare */
-    struct fm_gate *gate;    /* shared; NULL: may go at once (publish.h) */
-    fm_buf body;             /* owned: the payload of the body frames */
+    struct fm_gate *gate;         /* shared; NULL: may go at once (publish.h) */
+    fm_buf body;                  /* owned: the payload of the body frames */
     char msg_id[FM_MSG_ID_MAX + 1]; /* of a call, else "" */
 
     /* FM_GUARDED_BY(the publisher's output lock). */
     fm_message_place place;
-    bool abandoned;          /* its caller gave up: never send it again */
-    bool returned;           /* basic.return came, its confirm has not */
-    int64_t submitted;       /* fm_now() then */
-    int losses;              /* compared with retry */
-    int strikes;             /* hard errors it was in flight at */
-    int64_t due;             /* of a parked one: its next try */
-    int64_t pause_ns;        /* of a parked one: grows with each try */
+    bool abandoned;    /* its caller gave up: never send it again */
+    bool returned;     /* basic.return came, its confirm has not */
+    int64_t submitted; /* fm_now() then */
+    int losses;        /* compared with retry */
+    int strikes;       /* hard errors it was in flight at */
+    int64_t due;       /* of a parked one: its next try */
+    int64_t pause_ns;  /* of a parked one: grows with each try */
     struct fm_message *prev, *next;
 
     /* FM_GUARDED_BY(the reply table's lock). */
-    bool expected;           /* registered in the reply table */
-    fm_reply *replies;       /* owned; oldest first */
+    bool expected;     /* registered in the reply table */
+    fm_reply *replies; /* owned; oldest first */
     fm_reply *last_reply;
 } fm_message;
 

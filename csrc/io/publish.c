@@ -85,8 +85,7 @@ request_topology(fm_publisher *publisher, fm_topology *topology)
         publisher->requests = requests;
         publisher->request_cap = cap;
     }
-    publisher->requests[publisher->request_count++] =
-        fm_topology_ref(topology);
+    publisher->requests[publisher->request_count++] = fm_topology_ref(topology);
     atomic_store(&topology->requested, epoch);
     fm_waker_signal(publisher->output->waker);
 }
@@ -107,8 +106,7 @@ may_go(fm_publisher *publisher, fm_message *message)
 }
 
 static fm_status
-send_one(fm_publisher *publisher, fm_publisher_lane *lane,
-    fm_message *message)
+send_one(fm_publisher *publisher, fm_publisher_lane *lane, fm_message *message)
 {
     fm_output *output = publisher->output;
     fm_publication publication = {
@@ -138,8 +136,7 @@ has_room(fm_publisher *publisher, fm_publisher_lane *lane)
     FM_REQUIRES(publisher->output->lock)
 {
     return !publisher->blocked && fm_lane_has_room(lane)
-        && fm_output_pending_locked(publisher->output)
-        < FM_OUTPUT_HIGH_WATER;
+        && fm_output_pending_locked(publisher->output) < FM_OUTPUT_HIGH_WATER;
 }
 
 /* Send what can go. */
@@ -162,8 +159,7 @@ pump_locked(fm_publisher *publisher, fm_publisher_lane *lane)
 }
 
 static void
-pump_all_locked(fm_publisher *publisher)
-    FM_REQUIRES(publisher->output->lock)
+pump_all_locked(fm_publisher *publisher) FM_REQUIRES(publisher->output->lock)
 {
     for (int i = 0; i < FM_LANE_COUNT; i++)
         pump_locked(publisher, &publisher->lanes[i]);
@@ -182,8 +178,8 @@ fm_publisher_submit(fm_publisher *publisher, fm_message *message)
     if (publisher->closed)
         status = FM_CLOSED;
     else
-        status = fm_handed_admit(
-            &publisher->handed, message, message->submitted);
+        status =
+            fm_handed_admit(&publisher->handed, message, message->submitted);
     if (status == FM_OK) {
         fm_lane_append(lane, fm_message_ref(message));
         if (lane->ready) {
@@ -278,8 +274,7 @@ fm_publisher_explain(
     if (publisher->up_since == 0) {
         trouble = publisher->trouble;
         text = "not connected to the broker";
-    }
-    else if (message->place == FM_PLACE_UNSENT && publisher->blocked)
+    } else if (message->place == FM_PLACE_UNSENT && publisher->blocked)
         text = "the broker blocks publishers (memory or disk alarm)";
     else if (message->place == FM_PLACE_UNSENT && message->gate != NULL
         && fm_gate_state_get(message->gate) != FM_GATE_OPEN)
@@ -370,7 +365,8 @@ take_confirm(fm_publisher *publisher, fm_publisher_lane *lane,
 {
     fm_error nacked = { .status = FM_NACKED,
         .text = "the broker did not take it (basic.nack)" };
-    fm_error returned = { .status = FM_RETURNED, .code = NO_ROUTE,
+    fm_error returned = { .status = FM_RETURNED,
+        .code = NO_ROUTE,
         .text = "no queue is bound for it (312 NO_ROUTE)" };
     outcomes out = { 0 };
     int64_t now = fm_now();
@@ -428,8 +424,8 @@ lane_content(fm_channel *channel, fm_delivery *delivery)
 
         if (message == NULL || !message->mandatory || message->returned
             || message->body.len != delivery->body.len
-            || memcmp(message->body.data, delivery->body.data,
-                   delivery->body.len)
+            || memcmp(
+                   message->body.data, delivery->body.data, delivery->body.len)
                 != 0)
             continue;
         message->returned = true;
@@ -497,14 +493,14 @@ lane_closed(fm_channel *channel, const fm_close *why)
         "the broker refused to publish it: %s", text);
     fm_mutex_lock(&publisher->output->lock);
     if (why->code == NOT_FOUND)
-        (void)recall_locked(publisher, lane, blame_vanished, &error, &failed,
-            &dropped);
+        (void)recall_locked(
+            publisher, lane, blame_vanished, &error, &failed, &dropped);
     else if (lane->in_flight == 1)
         (void)recall_locked(
             publisher, lane, blame_all, &error, &failed, &dropped);
     else
-        lane->suspects = recall_locked(publisher, lane, blame_nobody, &error,
-            &failed, &dropped);
+        lane->suspects = recall_locked(
+            publisher, lane, blame_nobody, &error, &failed, &dropped);
     leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
     fm_settled_finish(&failed, &error);
@@ -786,8 +782,7 @@ fm_publisher_is_wanted(fm_publisher *publisher)
 }
 
 void
-fm_publisher_set_blocked(
-    fm_publisher *publisher, bool blocked, fm_slice reason)
+fm_publisher_set_blocked(fm_publisher *publisher, bool blocked, fm_slice reason)
 {
     bool changed;
 
@@ -847,8 +842,8 @@ unpark_locked(fm_publisher *publisher, int64_t now)
     fm_message *message;
     fm_deadline next;
 
-    while ((message = fm_handed_take_due(&publisher->handed, now, &next))
-        != NULL)
+    while (
+        (message = fm_handed_take_due(&publisher->handed, now, &next)) != NULL)
         fm_lane_append(&publisher->lanes[message->lane], message);
     return next;
 }
@@ -871,8 +866,8 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
     fm_mutex_lock(&publisher->output->lock);
     up = fm_output_is_up_locked(publisher->output);
     next = unpark_locked(publisher, now);
-    cull_locked(publisher, &publisher->lanes[FM_LANE_RPC], gate_is_broken,
-        NULL, &broken);
+    cull_locked(publisher, &publisher->lanes[FM_LANE_RPC], gate_is_broken, NULL,
+        &broken);
     fm_handed_leave(&publisher->handed, &broken);
     if (up) {
         pump_all_locked(publisher);
@@ -881,7 +876,8 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
         for (int i = 0; i < FM_LANE_COUNT; i++)
             more = more || publisher->lanes[i].first_unsent != NULL;
         more = more && !publisher->output->stuck
-            && fm_output_pending_locked(publisher->output) >= FM_OUTPUT_HIGH_WATER;
+            && fm_output_pending_locked(publisher->output)
+                >= FM_OUTPUT_HIGH_WATER;
     }
     fm_mutex_unlock(&publisher->output->lock);
     while (broken.first != NULL) { /* each gate has its own error */

@@ -48,12 +48,12 @@ typedef struct fm_publisher {
 
     /* FM_GUARDED_BY(output->lock). */
     fm_publisher_lane lanes[FM_LANE_COUNT];
-    bool wanted;          /* somebody has submitted: connect */
+    bool wanted; /* somebody has submitted: connect */
     bool closed;
-    bool blocked;         /* connection.blocked: an alarm at the broker */
+    bool blocked; /* connection.blocked: an alarm at the broker */
     int64_t blocked_since;
-    int64_t up_since;     /* of the connection; 0 while down */
-    fm_error trouble;     /* the last thing that went wrong; FM_OK: nothing */
+    int64_t up_since;       /* of the connection; 0 while down */
+    fm_error trouble;       /* the last thing that went wrong; FM_OK: nothing */
     fm_topology **requests; /* owned; entries shared: to be declared */
     size_t request_count;
     size_t request_cap;
@@ -61,7 +61,7 @@ typedef struct fm_publisher {
     fm_publisher_stats stats;
 
     /* FM_OWNED_BY_THREAD(io). */
-    fm_channel declarer;  /* 404 and 406 close this one only */
+    fm_channel declarer;    /* 404 and 406 close this one only */
     fm_topology *declaring; /* shared; under way on it */
 } fm_publisher;
 
@@ -94,11 +94,10 @@ int64_t fm_publisher_pending_since(
     fm_publisher *publisher, fm_message *message);
 
 /* Say in `error` what the message is waiting for, as FM_TIMED_OUT. */
-void fm_publisher_explain(fm_publisher *publisher, fm_message *message,
-    fm_error *error);
+void fm_publisher_explain(
+    fm_publisher *publisher, fm_message *message, fm_error *error);
 
-void fm_publisher_stats_get(
-    fm_publisher *publisher, fm_publisher_stats *out);
+void fm_publisher_stats_get(fm_publisher *publisher, fm_publisher_stats *out);
 
 /* --- the I/O thread --- */
 
@@ -112,8 +111,7 @@ void fm_publisher_up(fm_publisher *publisher, int64_t now);
 void fm_publisher_down(fm_publisher *publisher, const fm_error *why);
 
 /* Every host was tried and none took us. FM_REFUSED fails all at once. */
-void fm_publisher_round_failed(
-    fm_publisher *publisher, const fm_error *why);
+void fm_publisher_round_failed(fm_publisher *publisher, const fm_error *why);
 
 void fm_publisher_set_blocked(
     fm_publisher *publisher, bool blocked, fm_slice reason);
