@@ -235,16 +235,22 @@ class LayerContender(Contender):
 class FloorContender(Contender):
     """floor.c, sending bodies of the same length as the drivers' requests."""
 
+    def __init__(self, name: str, label: str, *, safe: bool = False) -> None:
+        super().__init__(name, label)
+        self._options = ["safe"] if safe else []
+
     def start(self, broker: Broker, logs: pathlib.Path) -> None:
         program = str(compile_floor(logs))
         queue = f"bench_floor_{uuid.uuid4().hex[:8]}"
         environment = {"FLOOR_URL": _amqp_url(broker.url("amqp"))}
-        log = logs / "floor-server.log"
-        self.server = processes.Peer([program, "server", queue], environment, log)
-        self.server.hear()
-        log = logs / "floor-client.log"
-        self.client = processes.Peer([program, "client", queue], environment, log)
-        self.client.hear()
+        for role in ("server", "client"):
+            peer = processes.Peer(
+                [program, role, queue, *self._options],
+                environment,
+                logs / f"{self.name}-{role}.log",
+            )
+            setattr(self, role, peer)
+            peer.hear()
 
     def _order(self, row: cases.Row, seconds: float) -> dict[str, Any]:
         assert self.client is not None
@@ -255,6 +261,9 @@ class FloorContender(Contender):
 def compile_floor(directory: pathlib.Path) -> pathlib.Path:
     """Compile floor.c against the system's rabbitmq-c."""
     program = directory / "floor"
+    source = HERE / "floor.c"
+    if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
+        return program
     try:
         flags = subprocess.run(
             ["pkg-config", "--cflags", "--libs", "librabbitmq"],
@@ -268,7 +277,7 @@ def compile_floor(directory: pathlib.Path) -> pathlib.Path:
                 *compiler,
                 *("-std=c11", "-D_GNU_SOURCE", "-O2", "-pthread"),
                 *("-Wall", "-Wextra", "-Werror"),
-                *(str(HERE / "floor.c"), "-o", str(program)),
+                *(str(source), "-o", str(program)),
                 *shlex.split(flags),
             ],
             check=True,

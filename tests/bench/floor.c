@@ -5,8 +5,11 @@
  * each client thread: what a call costs when only the broker and the kernel
  * are in the way. The benchmark compiles it and compares the driver with it.
  *
- *   floor server QUEUE    echoes until its standard input ends
- *   floor client QUEUE    obeys lines "THREADS BODY_BYTES MILLISECONDS"
+ *   floor server QUEUE [safe]    echoes until its standard input ends
+ *   floor client QUEUE [safe]    obeys "THREADS BODY_BYTES MILLISECONDS"
+ *
+ * "safe" adds what the drivers have to ask of the broker: each publication is
+ * confirmed and each delivery acked. Nobody waits for a confirm here either.
  *
  * Both read the broker's URL (amqp://...) from the environment, FLOOR_URL,
  * since an argument would show its password to every user of the machine.
@@ -40,6 +43,8 @@ enum { CHANNEL = 1, MOST_THREADS = 256, PATIENCE_S = 30 };
 typedef struct {
     amqp_connection_state_t state; /* owned */
     amqp_bytes_t reply_queue;      /* owned */
+    bool is_safe;                  /* confirms and acks */
+    bool is_client;                /* does not wait for ever */
 } link_t;
 
 /* What one client thread is to do, and what it measured. */
@@ -96,12 +101,12 @@ clock_ns(clockid_t clock)
 }
 
 static link_t
-open_link(void)
+open_link(bool is_safe)
 {
     struct amqp_connection_info where;
     const char *url = getenv("FLOOR_URL");
     char *copy; /* amqp_parse_url cuts it up and points into it */
-    link_t link = { 0 };
+    link_t link = { .is_safe = is_safe };
     amqp_socket_t *socket;
 
     if (url == NULL)
@@ -121,6 +126,10 @@ open_link(void)
             AMQP_SASL_METHOD_PLAIN, where.user, where.password));
     amqp_channel_open(link.state, CHANNEL);
     check_reply("open the channel", amqp_get_rpc_reply(link.state));
+    if (is_safe) {
+        amqp_confirm_select(link.state, CHANNEL);
+        check_reply("ask for confirms", amqp_get_rpc_reply(link.state));
+    }
     free(copy);
     return link;
 }
@@ -136,10 +145,37 @@ consume_new_queue(link_t *link, amqp_bytes_t name)
 
     check_reply("declare the queue", amqp_get_rpc_reply(link->state));
     queue = amqp_bytes_malloc_dup(declared->queue);
-    amqp_basic_consume(link->state, CHANNEL, queue, amqp_empty_bytes, 0, 1, 1,
-        amqp_empty_table);
+    amqp_basic_consume(link->state, CHANNEL, queue, amqp_empty_bytes, 0,
+        !link->is_safe, 1, amqp_empty_table);
     check_reply("consume", amqp_get_rpc_reply(link->state));
     return queue;
+}
+
+/* Wait for a message and ack it if need be; confirms that come are dropped. */
+static void
+consume(link_t *link, amqp_envelope_t *message)
+{
+    for (;;) {
+        struct timeval patience = { .tv_sec = PATIENCE_S };
+        amqp_rpc_reply_t reply = amqp_consume_message(
+            link->state, message, link->is_client ? &patience : NULL, 0);
+        amqp_frame_t frame;
+
+        if (reply.reply_type != AMQP_RESPONSE_LIBRARY_EXCEPTION
+            || reply.library_error != AMQP_STATUS_UNEXPECTED_STATE) {
+            check_reply("wait for a message", reply);
+            break;
+        }
+        /* Not a delivery: the library left it for us to fetch. */
+        check_status(
+            "fetch a frame", amqp_simple_wait_frame(link->state, &frame));
+        if (frame.frame_type != AMQP_FRAME_METHOD
+            || frame.payload.method.id != AMQP_BASIC_ACK_METHOD)
+            fail("wait for a message", "neither that nor a confirm came");
+    }
+    if (link->is_safe)
+        check_status("ack",
+            amqp_basic_ack(link->state, CHANNEL, message->delivery_tag, 0));
 }
 
 /* Until the benchmark closes our standard input, or dies. */
@@ -153,9 +189,9 @@ exit_with_input(void *unused)
 }
 
 static void
-run_server(const char *queue)
+run_server(const char *queue, bool is_safe)
 {
-    link_t link = open_link();
+    link_t link = open_link(is_safe);
     amqp_basic_properties_t properties = { 0 };
     pthread_t watcher;
 
@@ -168,8 +204,7 @@ run_server(const char *queue)
     for (;;) {
         amqp_envelope_t request;
 
-        check_reply("wait for a request",
-            amqp_consume_message(link.state, &request, NULL, 0));
+        consume(&link, &request);
         check_status("reply",
             amqp_basic_publish(link.state, CHANNEL, amqp_empty_bytes,
                 request.message.properties.reply_to, 0, 0, &properties,
@@ -183,7 +218,6 @@ static void
 call(worker_t *worker)
 {
     amqp_basic_properties_t properties = { 0 };
-    struct timeval patience = { .tv_sec = PATIENCE_S };
     amqp_envelope_t reply;
 
     properties._flags = AMQP_BASIC_REPLY_TO_FLAG;
@@ -192,8 +226,7 @@ call(worker_t *worker)
         amqp_basic_publish(worker->link.state, CHANNEL, amqp_empty_bytes,
             amqp_cstring_bytes(worker->queue), 0, 0, &properties,
             worker->body));
-    check_reply("wait for the reply",
-        amqp_consume_message(worker->link.state, &reply, &patience, 0));
+    consume(&worker->link, &reply);
     if (reply.message.body.len != worker->body.len)
         fail("reply", "not the request's size");
     amqp_destroy_envelope(&reply);
@@ -270,7 +303,7 @@ print_result(
 
 static void
 measure(worker_t *workers, size_t threads, const char *queue, size_t body_len,
-    uint64_t run_ms)
+    uint64_t run_ms, bool is_safe)
 {
     pthread_barrier_t start;
     amqp_bytes_t body = { .len = body_len, .bytes = malloc(body_len) };
@@ -285,7 +318,8 @@ measure(worker_t *workers, size_t threads, const char *queue, size_t body_len,
         worker_t *worker = &workers[i];
 
         if (worker->link.state == NULL) {
-            worker->link = open_link();
+            worker->link = open_link(is_safe);
+            worker->link.is_client = true;
             worker->link.reply_queue =
                 consume_new_queue(&worker->link, amqp_empty_bytes);
         }
@@ -312,7 +346,7 @@ measure(worker_t *workers, size_t threads, const char *queue, size_t body_len,
 }
 
 static void
-run_client(const char *queue)
+run_client(const char *queue, bool is_safe)
 {
     /* Connections stay open from one line to the next. */
     static worker_t workers[MOST_THREADS];
@@ -325,18 +359,20 @@ run_client(const char *queue)
     while (scanf("%zu %zu %" SCNu64, &threads, &body_len, &run_ms) == 3) {
         if (threads < 1 || threads > MOST_THREADS || body_len == 0)
             fail("input", "no such number of threads or bytes");
-        measure(workers, threads, queue, body_len, run_ms);
+        measure(workers, threads, queue, body_len, run_ms, is_safe);
     }
 }
 
 int
 main(int argc, char **argv)
 {
-    if (argc == 3 && strcmp(argv[1], "server") == 0)
-        run_server(argv[2]);
-    else if (argc == 3 && strcmp(argv[1], "client") == 0)
-        run_client(argv[2]);
+    bool is_safe = argc == 4 && strcmp(argv[3], "safe") == 0;
+
+    if ((argc == 3 || is_safe) && strcmp(argv[1], "server") == 0)
+        run_server(argv[2], is_safe);
+    else if ((argc == 3 || is_safe) && strcmp(argv[1], "client") == 0)
+        run_client(argv[2], is_safe);
     else
-        fail("usage", "floor server|client QUEUE");
+        fail("usage", "floor server|client QUEUE [safe]");
     return 0;
 }

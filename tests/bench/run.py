@@ -156,6 +156,9 @@ def contender_makers(
 
     return {
         "floor": lambda: contenders.FloorContender("floor", "floor (rabbitmq-c)"),
+        "floor-safe": lambda: contenders.FloorContender(
+            "floor-safe", "floor with confirms and acks", safe=True
+        ),
         "layer-client": lambda: contenders.LayerContender(
             "layer-client", "oslo.messaging's client alone", "null://client"
         ),
