@@ -18,7 +18,8 @@ enum {
 
 /* --- life --- */
 
-static const fm_channel_ops lane_ops, declarer_ops;
+static const fm_channel_ops lane_ops;
+static const fm_declarer_ops declarer_ops;
 
 void
 fm_publisher_init(fm_publisher *publisher, fm_output *output)
@@ -36,8 +37,8 @@ fm_publisher_init(fm_publisher *publisher, fm_output *output)
         fm_channel_init(&lane->channel, &lane_ops, publisher, output);
         lane->channel.id = (uint16_t)(i + 1);
     }
-    fm_channel_init(&publisher->declarer, &declarer_ops, publisher, output);
-    publisher->declarer.id = FM_DECLARER_ID;
+    fm_declarer_init(
+        &publisher->declarer, &declarer_ops, publisher, output, FM_DECLARER_ID);
 }
 
 void
@@ -47,18 +48,14 @@ fm_publisher_fini(fm_publisher *publisher)
         fm_channel_fini(&publisher->lanes[i].channel);
         fm_lane_fini(&publisher->lanes[i]);
     }
-    fm_channel_fini(&publisher->declarer);
-    fm_topology_unref(publisher->declaring);
-    for (size_t i = 0; i < publisher->request_count; i++)
-        fm_topology_unref(publisher->requests[i]);
-    free(publisher->requests);
+    fm_declarer_fini(&publisher->declarer);
 }
 
 fm_channel *
 fm_publisher_channel(fm_publisher *publisher, uint16_t id)
 {
     if (id == FM_DECLARER_ID)
-        return &publisher->declarer;
+        return &publisher->declarer.channel;
     if (id >= 1 && id <= FM_LANE_COUNT)
         return &publisher->lanes[id - 1].channel;
     return NULL;
@@ -66,41 +63,13 @@ fm_publisher_channel(fm_publisher *publisher, uint16_t id)
 
 /* --- sending --- */
 
-/* Ask the I/O thread to declare a topology on this connection. */
-static void
-request_topology(fm_publisher *publisher, fm_topology *topology)
-{
-    uint64_t epoch = publisher->output->epoch;
-
-    if (atomic_load(&topology->requested) == epoch)
-        return;
-    if (publisher->request_count == publisher->request_cap) {
-        size_t cap =
-            publisher->request_cap == 0 ? 8 : publisher->request_cap * 2;
-        fm_topology **requests =
-            realloc(publisher->requests, cap * sizeof(*requests));
-
-        if (requests == NULL)
-            return; /* asked again with the next message or step */
-        publisher->requests = requests;
-        publisher->request_cap = cap;
-    }
-    publisher->requests[publisher->request_count++] = fm_topology_ref(topology);
-    atomic_store(&topology->requested, epoch);
-    fm_waker_signal(publisher->output->waker);
-}
-
 static bool
-may_go(fm_publisher *publisher, fm_message *message)
+may_go_locked(fm_publisher *publisher, fm_message *message)
+    FM_REQUIRES(publisher->output->lock)
 {
-    fm_topology *topology = message->topology;
-
-    if (topology != NULL
-        && atomic_load_explicit(&topology->declared, memory_order_acquire)
-            != publisher->output->epoch) {
-        request_topology(publisher, topology);
+    if (message->topology != NULL
+        && !fm_declarer_has(&publisher->declarer, message->topology))
         return false;
-    }
     return message->gate == NULL
         || fm_gate_state_get(message->gate) == FM_GATE_OPEN;
 }
@@ -151,7 +120,7 @@ pump_locked(fm_publisher *publisher, fm_publisher_lane *lane)
     while (message != NULL && has_room(publisher, lane)) {
         fm_message *next = message->next;
 
-        if (may_go(publisher, message)
+        if (may_go_locked(publisher, message)
             && send_one(publisher, lane, message) != FM_OK)
             return; /* out of memory: the next step tries again */
         message = next;
@@ -530,16 +499,10 @@ static const fm_channel_ops lane_ops = {
 /* --- declaring --- */
 
 static void
-declarer_done(fm_channel *channel)
+declarer_done(fm_declarer *declarer)
 {
-    fm_publisher *publisher = channel->owner;
+    fm_publisher *publisher = declarer->owner;
 
-    if (publisher->declaring == NULL)
-        return;
-    atomic_store_explicit(&publisher->declaring->declared,
-        publisher->output->epoch, memory_order_release);
-    fm_topology_unref(publisher->declaring);
-    publisher->declaring = NULL;
     fm_mutex_lock(&publisher->output->lock);
     pump_all_locked(publisher);
     fm_mutex_unlock(&publisher->output->lock);
@@ -564,90 +527,25 @@ needs_topology(fm_message *message, const void *arg)
 }
 
 static void
-declarer_closed(fm_channel *channel, const fm_close *why)
+declarer_refused(
+    fm_declarer *declarer, const fm_topology *topology, const fm_error *why)
 {
-    fm_publisher *publisher = channel->owner;
+    fm_publisher *publisher = declarer->owner;
     fm_settled failed = { NULL, NULL };
-    char text[FM_ERROR_TEXT / 2];
-    fm_error error;
 
-    if (publisher->declaring == NULL)
-        return;
-    fm_amqp_print_close(text, sizeof(text), why);
-    (void)fm_error_set(&error, FM_REJECTED, why->code,
-        "the broker refused a declaration: %s", text);
-    atomic_store(&publisher->declaring->requested, 0);
     fm_mutex_lock(&publisher->output->lock);
     for (int i = 0; i < FM_LANE_COUNT; i++)
-        cull_locked(publisher, &publisher->lanes[i], needs_topology,
-            publisher->declaring, &failed);
+        cull_locked(
+            publisher, &publisher->lanes[i], needs_topology, topology, &failed);
     fm_handed_leave(&publisher->handed, &failed);
     fm_mutex_unlock(&publisher->output->lock);
-    fm_topology_unref(publisher->declaring);
-    publisher->declaring = NULL;
-    fm_settled_finish(&failed, &error);
-    fm_waker_signal(publisher->output->waker);
+    fm_settled_finish(&failed, why);
 }
 
-static fm_status
-declarer_method(fm_channel *channel, uint32_t id, fm_slice payload)
-{
-    (void)channel;
-    (void)id;
-    (void)payload;
-    return FM_BAD_FRAME;
-}
-
-static void
-declarer_content(fm_channel *channel, fm_delivery *delivery)
-{
-    (void)channel;
-    fm_delivery_free(delivery);
-}
-
-static const fm_channel_ops declarer_ops = {
+static const fm_declarer_ops declarer_ops = {
     .done = declarer_done,
-    .closed = declarer_closed,
-    .method = declarer_method,
-    .content = declarer_content,
+    .refused = declarer_refused,
 };
-
-/* Begin the next declaration if the declarer is idle. */
-static void
-declare_next(fm_publisher *publisher)
-{
-    fm_channel *channel = &publisher->declarer;
-    fm_topology *topology = NULL;
-    fm_script script;
-    fm_status status = FM_OK;
-
-    if (channel->state == FM_CHANNEL_BUSY)
-        return;
-    fm_mutex_lock(&publisher->output->lock);
-    if (publisher->request_count > 0) {
-        topology = publisher->requests[0];
-        publisher->request_count--;
-        memmove(publisher->requests, publisher->requests + 1,
-            publisher->request_count * sizeof(*publisher->requests));
-    }
-    fm_mutex_unlock(&publisher->output->lock);
-    if (topology == NULL)
-        return;
-    fm_script_init(&script, channel->id);
-    if (channel->state == FM_CHANNEL_CLOSED)
-        status = fm_script_add_open(&script);
-    if (status == FM_OK)
-        status = fm_topology_write(topology, &script);
-    if (status == FM_OK)
-        status = fm_channel_run(channel, &script);
-    fm_script_fini(&script);
-    if (status == FM_OK) {
-        publisher->declaring = topology;
-    } else { /* out of memory: asked for again by the next message */
-        atomic_store(&topology->requested, 0);
-        fm_topology_unref(topology);
-    }
-}
 
 /* --- up and down --- */
 
@@ -721,16 +619,11 @@ fm_publisher_down(fm_publisher *publisher, const fm_error *why)
         if (!is_hard(why->code))
             lane->suspects = 0;
     }
-    for (size_t i = 0; i < publisher->request_count; i++)
-        fm_topology_unref(publisher->requests[i]);
-    publisher->request_count = 0;
     leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
     for (int i = 0; i < FM_LANE_COUNT; i++)
         fm_channel_reset(&publisher->lanes[i].channel);
-    fm_channel_reset(&publisher->declarer);
-    fm_topology_unref(publisher->declaring);
-    publisher->declaring = NULL;
+    fm_declarer_down(&publisher->declarer);
     fm_settled_finish(&failed, &error);
     fm_settled_drop(&dropped);
 }
@@ -890,7 +783,7 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
     }
     if (up) {
         open_lanes(publisher);
-        declare_next(publisher);
+        fm_declarer_step(&publisher->declarer);
     }
     return more ? now : next;
 }

@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "base/sync.h"
 #include "io/channel.h"
+#include "io/declare.h"
 #include "io/handed.h"
 #include "io/lane.h"
 #include "io/message.h"
@@ -52,17 +53,12 @@ typedef struct fm_publisher {
     bool closed;
     bool blocked; /* connection.blocked: an alarm at the broker */
     int64_t blocked_since;
-    int64_t up_since;       /* of the connection; 0 while down */
-    fm_error trouble;       /* the last thing that went wrong; FM_OK: nothing */
-    fm_topology **requests; /* owned; entries shared: to be declared */
-    size_t request_count;
-    size_t request_cap;
+    int64_t up_since; /* of the connection; 0 while down */
+    fm_error trouble; /* the last thing that went wrong; FM_OK: nothing */
     fm_handed handed;
     fm_publisher_stats stats;
 
-    /* FM_OWNED_BY_THREAD(io). */
-    fm_channel declarer;    /* 404 and 406 close this one only */
-    fm_topology *declaring; /* shared; under way on it */
+    fm_declarer declarer;
 } fm_publisher;
 
 void fm_publisher_init(fm_publisher *publisher, fm_output *output);
