@@ -586,9 +586,9 @@ fm_amqp_print_close(char *to, size_t size, const fm_close *from)
 
     fm_field_print(words, sizeof(words), from->text);
     if (from->method_id == 0)
-        snprintf(to, size, "%u %s", from->code, words);
+        (void)snprintf(to, size, "%u %s", from->code, words);
     else
-        snprintf(to, size, "%u %s (%s)", from->code, words,
+        (void)snprintf(to, size, "%u %s (%s)", from->code, words,
             fm_amqp_method_name(from->method_id));
 }
 

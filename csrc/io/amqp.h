@@ -87,10 +87,10 @@ enum fm_arg_kind { FM_ARG_INTEGER, FM_ARG_TEXT, FM_ARG_BOOL };
 
 typedef struct fm_arg {
     const char *name;
-    enum fm_arg_kind kind;
-    int64_t integer;  /* FM_ARG_INTEGER: kind I where it fits, else l */
     const char *text; /* FM_ARG_TEXT: kind S */
-    bool flag;        /* FM_ARG_BOOL: kind t */
+    int64_t integer;  /* FM_ARG_INTEGER: kind I where it fits, else l */
+    enum fm_arg_kind kind;
+    bool flag; /* FM_ARG_BOOL: kind t */
 } fm_arg;
 
 typedef struct fm_table {

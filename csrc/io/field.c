@@ -110,7 +110,7 @@ fm_field_integer(const fm_field *field, int64_t *out)
 
     switch (field->kind) {
     case FM_KIND_I8:
-        *out = (int8_t)data[0];
+        *out = data[0] < 0x80 ? data[0] : data[0] - 0x100;
         return true;
     case FM_KIND_U8:
         *out = data[0];
@@ -165,10 +165,11 @@ fm_field_print(char *to, size_t size, fm_slice from)
 {
     size_t len = from.len < size ? from.len : size - 1;
 
+    if (len > 0)
+        memcpy(to, from.data, len);
     for (size_t i = 0; i < len; i++) {
-        uint8_t byte = from.data[i];
-
-        to[i] = byte < 0x20 || byte == 0x7F ? '?' : (char)byte;
+        if (from.data[i] < 0x20 || from.data[i] == 0x7F)
+            to[i] = '?';
     }
     to[len] = '\0';
 }

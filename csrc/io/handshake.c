@@ -178,7 +178,7 @@ closed_by_broker(struct talk *talk, const fm_frame *frame)
 static fm_status
 expect(struct talk *talk, uint32_t id, fm_frame *out)
 {
-    uint32_t found;
+    uint32_t found = 0;
     fm_status status;
 
     talk->step = fm_amqp_method_name(id);

@@ -47,7 +47,7 @@ look_up(const char *host, uint16_t port, int flags, fm_addresses *out,
     char service[8];
     int rc;
 
-    snprintf(service, sizeof(service), "%u", port);
+    (void)snprintf(service, sizeof(service), "%u", port);
     rc = getaddrinfo(host, service, &hints, &found);
     if (rc == EAI_MEMORY)
         return fm_error_set(
@@ -131,7 +131,7 @@ fm_resolve(const char *host, uint16_t port, fm_deadline deadline, int cancel_fd,
             "name resolution: no memory or no descriptor");
     status = fm_thread_start(&thread, "fm-resolve", answer, query);
     if (status != FM_OK) {
-        query_unref(query); /* for the thread that there is not */
+        atomic_store(&query->users, 1); /* there is no thread */
         fm_error_set(error, status, 0, "name resolution: no thread");
         goto done;
     }

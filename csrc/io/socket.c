@@ -299,7 +299,7 @@ connect_address(const fm_endpoint *endpoint, const fm_address *address,
 
     if (sock == NULL)
         return fm_error_set(error, FM_NO_MEMORY, 0, "out of memory");
-    snprintf(sock->peer, sizeof(sock->peer),
+    (void)snprintf(sock->peer, sizeof(sock->peer),
         is_ipv6 ? "[%.140s]:%u" : "%.140s:%u", endpoint->host, endpoint->port);
     sock->fd = -1;
     status = connect_tcp(address, deadline, cancel_fd, &sock->fd, error);
