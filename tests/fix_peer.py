@@ -9,6 +9,7 @@ against the stock driver alone; what asserts improvements over it (fixture
 ``fast``) is left out then.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import importlib
@@ -46,6 +47,7 @@ __all__ = [
     "Pairing",
     "Peers",
     "TestEndpoint",
+    "background",
     "driver",
     "fast",
     "pairing",
@@ -460,6 +462,24 @@ def peers(broker: Any, tmp_path: Path) -> Iterator[Peers]:
         yield it
     finally:
         it.close()
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Any]]:
+    """Give a function that starts another one in a thread: a future of it."""
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+
+        class Future:
+            def __init__(self, action: Callable[..., Any], *args: Any) -> None:
+                self._future = pool.submit(action, *args)
+
+            def result(self, timeout: float = 30.0) -> Any:
+                return self._future.result(timeout)
+
+            def is_done(self) -> bool:
+                return self._future.done()
+
+        yield Future
 
 
 @pytest.fixture(params=PAIRINGS)

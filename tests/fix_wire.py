@@ -8,15 +8,26 @@ import collections
 import dataclasses
 import json
 import re
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import amqp
 import pytest
 
-__all__ = ["Captured", "Spy", "Tap", "envelope", "normalised", "payload_of", "spy"]
+__all__ = [
+    "Captured",
+    "Impostor",
+    "Spy",
+    "Tap",
+    "envelope",
+    "normalised",
+    "payload_of",
+    "request",
+    "spy",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +65,17 @@ class Tap:
 
     def get(self, timeout: float = 10.0) -> Captured:
         """Take the next message; waits for it."""
+        message = self.poll(timeout)
+        assert message is not None, f"nothing in {self.queue} for {timeout} s"
+        return message
+
+    def poll(self, timeout: float) -> Captured | None:
+        """Take the next message, if one comes in time."""
         deadline = time.monotonic() + timeout
         while not self._messages:
             left = deadline - time.monotonic()
-            assert left > 0, f"nothing in {self.queue} for {timeout} s"
+            if left <= 0:
+                return None
             self._spy.drain(left)
         return self._messages.popleft()
 
@@ -112,12 +130,18 @@ class Spy:
         """Declare a queue and consume from it."""
         return Tap(self, self.queue(queue))
 
-    def tap_exchange(self, exchange: str, key: str = "#", kind: str = "topic") -> Tap:
+    def tap_exchange(
+        self,
+        exchange: str,
+        key: str = "#",
+        kind: str = "topic",
+        queue: str | None = None,
+    ) -> Tap:
         """Get a copy of what goes through an exchange, declared if need be."""
         self._channel.exchange_declare(
             exchange, kind, durable=False, auto_delete=kind == "fanout"
         )
-        queue = self.queue()
+        queue = self.queue(queue)
         self._channel.queue_bind(queue, exchange, key)
         return Tap(self, queue)
 
@@ -172,6 +196,23 @@ def payload_of(body: bytes) -> Any:
     return json.loads(outer["oslo.message"])
 
 
+def request(
+    method: str | None, timeout: Any = None, reply_q: str | None = None, **args: Any
+) -> bytes:
+    """Write a request: a cast without `reply_q`, else a call.
+
+    :param timeout: its ``_timeout``, for signs of life.
+    """
+    payload: dict[str, Any] = {} if method is None else {"method": method}
+    payload["args"] = args
+    if reply_q is not None:
+        payload["_msg_id"] = uuid.uuid4().hex
+        payload["_reply_q"] = reply_q
+        payload["_timeout"] = timeout
+    payload["_unique_id"] = uuid.uuid4().hex
+    return envelope(payload)
+
+
 _VARYING = re.compile(
     rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
     rb"|[0-9a-f]{32}"
@@ -193,6 +234,42 @@ def normalised(data: bytes) -> bytes:
         return b"<%s %d>" % (kind, number)
 
     return _VARYING.sub(replace, data)
+
+
+class Impostor:
+    """Poses as an RPC server: consumes a topic's queue, answers as told."""
+
+    def __init__(
+        self, broker: Any, topic: str, answer: Callable[[Spy, dict[str, Any]], None]
+    ) -> None:
+        """:param answer: gets a spy to send with and a request's payload."""
+        self.requests: list[Captured] = []
+        self.errors: list[Exception] = []
+        self._spy = Spy(broker)
+        self._tap = self._spy.tap_exchange("openstack", topic, queue=topic)
+        self._answer = answer
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Impostor":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._is_stopping = True
+        self._thread.join(10)
+        self._spy.close()
+        assert not self.errors, self.errors
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                message = self._tap.poll(0.05)
+                if message is not None:
+                    self.requests.append(message)
+                    self._answer(self._spy, payload_of(message.body))
+        except Exception as error:
+            self.errors.append(error)
 
 
 @pytest.fixture

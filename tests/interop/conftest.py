@@ -1,6 +1,7 @@
 """Fixtures of the tests with the stock driver at one end."""
 
 from fix_peer import (
+    background,
     driver,
     fast,
     pairing,
@@ -12,6 +13,7 @@ from fix_proxy import proxy
 from fix_wire import spy
 
 __all__ = [
+    "background",
     "driver",
     "fast",
     "pairing",
