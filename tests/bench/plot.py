@@ -18,9 +18,9 @@ def draw(measured: report.Medians, labels: dict[str, str], path: pathlib.Path) -
 
     All axes are logarithmic: the contenders lie orders of magnitude apart.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
-    calls = [row for row in cases.ROWS if row.operation == "call"]
-    one_way = [row for row in cases.ROWS if row.operation != "call"]
+    rows = [row for row in cases.ROWS if row.name in measured]
+    calls = [row for row in rows if row.operation == "call"]
+    one_way = [row for row in rows if row.operation != "call"]
     panels = [
         ("call: p50, us", calls, ("p50_us",)),
         ("calls/s", calls, ("rate",)),
@@ -31,8 +31,13 @@ def draw(measured: report.Medians, labels: dict[str, str], path: pathlib.Path) -
             ("client_cpu_us", "server_cpu_us"),
         ),
     ]
-    for axis, (title, rows, keys) in zip(axes.flat, panels, strict=True):
-        rows = [row for row in rows if row.name in measured]
+    panels = [panel for panel in panels if panel[1]]
+    figure, axes = plt.subplots(
+        -(-len(panels) // 2), 2, figsize=(13, 9), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, rows, keys) in zip(axes.flat, panels, strict=False):
         width = 0.8 / len(labels)
         for place, (name, label) in enumerate(labels.items()):
             heights = [

@@ -19,7 +19,6 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -38,12 +37,23 @@ SETTLE_S = 0.05
 Samples = dict[str, dict[str, list[contenders.Sample]]]
 
 
+NAMES = (
+    "floor",
+    "floor-safe",
+    "layer-client",
+    "layer",
+    "stock",
+    "stock-blocking",
+    "fastmsg",
+)
+
+
 def main() -> int:
     """Run the benchmark; return the exit status."""
     options = parse_options()
     options.out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        say("starting the broker" if options.url is None else "using your broker")
+        say("using your broker" if options.url else "starting the broker")
         node = NamedBroker(options.url) if options.url else PrivateBroker()
         broker = contenders.Broker(stack.enter_context(node))
         started: list[contenders.Contender] = []
@@ -55,23 +65,19 @@ def main() -> int:
         cpus_of_others = meter.cpus_of_others()
     if cpus_of_others > 0.05:
         notes.append(
-            f"other programs used {cpus_of_others:.2f} CPUs during the run: lone calls"
-            " may be quicker, everything else slower than on a quiet machine"
+            f"other programs used {cpus_of_others:.2f} CPUs during the run, which"
+            " changes the figures, and not those of all contenders alike"
         )
-    envelopes = codec.measure() if options.codec else {}
 
     labels = {each.name: each.label for each in started}
     reference = "stock-blocking" if "stock-blocking" in labels else "stock"
-    measured = report.medians(samples)
-    figures = report.figures(measured, reference, envelopes, resources)
-    if not options.brief:
-        print_report(measured, labels, reference, resources, envelopes, figures)
-    for note in notes:
-        say(f"note: {note}")
-
-    document = {
+    envelopes = codec.measure() if options.codec else {}
+    medians = report.medians(samples)
+    figures = report.figures(medians, reference, envelopes, resources)
+    result = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "machine": describe_machine(),
+        "cpus_of_others": cpus_of_others,
         "rounds": options.rounds,
         "seconds": options.seconds,
         "wire_bytes": {
@@ -80,9 +86,8 @@ def main() -> int:
         "labels": labels,
         "reference": reference,
         "notes": notes,
-        "cpus_of_others": cpus_of_others,
         "samples": samples,
-        "medians": measured,
+        "medians": medians,
         "resources": resources,
         "envelope": envelopes,
         "figures": [
@@ -90,10 +95,14 @@ def main() -> int:
         ],
     }
     path = options.out / "bench.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    if not options.brief:
+        print_report(result, figures)
+    for note in notes:
+        say(f"note: {note}")
     if not options.brief:
         say(f"\nwritten: {path}")
-        draw_plot(measured, labels, options.out / "bench.png")
+        draw_plot(medians, labels, options.out / "bench.png")
 
     missed = [figure for figure in figures if not figure.is_met(figure.must)]
     if options.check and missed:
@@ -106,14 +115,11 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    names = ", ".join(
-        contender_makers(argparse.Namespace(fast_scheme="", stock_python=""))
-    )
     add("--url", default=os.environ.get("TRANSPORT_URL"), help="a broker of yours")
     add("--rounds", type=int, help="turns of each contender in each row (3)")
     add("--seconds", type=float, help="duration of one turn (1.0)")
     add("--rows", default="*", help="names or patterns: call-1-200,call-*-2k,cast-*")
-    add("--drivers", default="", help=f"of {names} (all)")
+    add("--drivers", default=",".join(NAMES), help=f"of {', '.join(NAMES)} (all)")
     add("--quick", action="store_true", help="one round of 0.4 s each")
     add("--check", action="store_true", help="fail when a figure misses its must")
     add("--brief", action="store_true", help="no tables, no plot: see the JSON")
@@ -136,43 +142,36 @@ def parse_options() -> argparse.Namespace:
     ]
     if not options.rows:
         parser.error("no such rows; there are " + ", ".join(r.name for r in cases.ROWS))
-    known = contender_makers(options)
-    options.drivers = options.drivers.split(",") if options.drivers else list(known)
+    options.drivers = options.drivers.split(",")
     for name in options.drivers:
-        if name not in known:
+        if name not in NAMES:
             parser.error(f"no such driver: {name}")
     return options
 
 
-def contender_makers(
-    options: argparse.Namespace,
-) -> dict[str, Callable[[], contenders.Contender]]:
-    """Return how to make each contender, by name and in the order of the turns."""
-
-    def stock(name: str, label: str, blocking: bool) -> contenders.Contender:
-        return contenders.OsloContender(
-            name, label, "rabbit", python=options.stock_python, blocking_wait=blocking
-        )
-
-    return {
-        "floor": lambda: contenders.FloorContender("floor", "floor (rabbitmq-c)"),
-        "floor-safe": lambda: contenders.FloorContender(
-            "floor-safe", "floor with confirms and acks", safe=True
-        ),
-        "layer-client": lambda: contenders.LayerContender(
-            "layer-client", "oslo.messaging's client alone", "null://client"
-        ),
-        "layer": lambda: contenders.LayerContender(
-            "layer", "oslo.messaging's client and server alone", "null://server"
-        ),
-        "stock": lambda: stock("stock", "stock as installed", False),
-        "stock-blocking": lambda: stock(
-            "stock-blocking", "stock, blocking reply wait (patched)", True
-        ),
-        "fastmsg": lambda: contenders.OsloContender(
-            "fastmsg", "fastmsg", options.fast_scheme
-        ),
-    }
+def make_contender(name: str, options: argparse.Namespace) -> contenders.Contender:
+    """Return one of NAMES, not started."""
+    if name == "floor":
+        return contenders.FloorContender(name, "floor (rabbitmq-c)")
+    if name == "floor-safe":
+        label = "floor with confirms and acks"
+        return contenders.FloorContender(name, label, safe=True)
+    if name == "layer-client":
+        label = "oslo.messaging's client alone"
+        return contenders.LayerContender(name, label, "null://client")
+    if name == "layer":
+        label = "oslo.messaging's client and server alone"
+        return contenders.LayerContender(name, label, "null://server")
+    if name == "fastmsg":
+        return contenders.OsloContender(name, name, options.fast_scheme)
+    is_patched = name == "stock-blocking"
+    return contenders.OsloContender(
+        name,
+        "stock, blocking reply wait (patched)" if is_patched else "stock as installed",
+        "rabbit",
+        python=options.stock_python,
+        blocking_wait=is_patched,
+    )
 
 
 class CpuMeter:
@@ -207,12 +206,11 @@ def start_contenders(
 ) -> list[str]:
     """Start whom the options name; return what the reader has to know about them."""
     notes = []
-    makers = contender_makers(options)
     polls = None  # not known yet
     for name in options.drivers:
         if name == "stock-blocking" and polls is False:
             continue  # it would be the same thing twice
-        contender = makers[name]()
+        contender = make_contender(name, options)
         say(f"starting {contender.label}")
         try:
             contender.start(broker, options.out)
@@ -332,26 +330,20 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def print_report(
-    measured: report.Medians,
-    labels: dict[str, str],
-    reference: str,
-    resources: dict[str, Any],
-    envelopes: dict[str, dict[str, float]],
-    figures: list[report.Figure],
-) -> None:
+def print_report(result: dict[str, Any], figures: list[report.Figure]) -> None:
     """Print all tables."""
-    machine = describe_machine()
+    machine, labels = result["machine"], result["labels"]
+    reference = result["reference"]
     say(
         f"\n{machine['cpus']} x {machine['cpu']}, Python {machine['python']};"
         " client, server and broker share them. Medians over the rounds; client,"
         " server, broker: CPU us per message."
     )
-    say("\n" + report.rows_table(measured, labels, reference))
-    if resources:
-        say("\n" + report.resources_table(resources, labels))
-    if envelopes:
-        say("\n" + report.codec_table(envelopes))
+    say("\n" + report.rows_table(result["medians"], labels, reference))
+    if result["resources"]:
+        say("\n" + report.resources_table(result["resources"], labels))
+    if result["envelope"]:
+        say("\n" + report.codec_table(result["envelope"]))
     say(f"\n'stock' below is: {labels.get(reference, 'not measured')}\n")
     say(report.figures_table(figures))
 
