@@ -59,7 +59,7 @@ $(BENCH_VENV)/made: tests/requirements.txt tests/bench/requirements.txt | packag
 	touch $@
 
 build: packages $(VENV)/installed
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -W ignore setup.py --quiet build_ext --inplace
 
 # --- tests ---
 
@@ -103,7 +103,7 @@ tidy: packages
 		-std=c11 -D_GNU_SOURCE -Icsrc
 
 sdist: $(VENV)/installed
-	$(BIN)/python setup.py --quiet sdist
+	$(BIN)/python -W ignore setup.py --quiet sdist
 
 clean:
 	rm -rf build dist *.egg-info tests/native/build tests/bench/out

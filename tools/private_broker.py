@@ -667,11 +667,23 @@ class PrivateBroker:
         )
 
     def close_connections(self, reason: str = "closed by the test") -> int:
-        """Close every connection; tell how many there were."""
+        """Close every connection as an operator does; tell how many there
+        were. One whose client does not answer stays for half a minute."""
         return int(
             self.evaluate(
                 "length([rabbit_networking:close_connection(P, "
                 f'"{reason}") || P <- rabbit_networking:connections()])'
+            )
+        )
+
+    def drop_connections(self) -> int:
+        """End every connection at once and without a word, as a network does;
+        tell how many there were. Who is connected need not answer."""
+        return int(
+            self.evaluate(
+                "length([begin M = monitor(process, P), exit(P, kill), "
+                "receive {'DOWN', M, _, _, _} -> ok after 10000 -> ok end end"
+                " || P <- rabbit_networking:connections()])"
             )
         )
 
@@ -689,11 +701,11 @@ class PrivateBroker:
         )
 
     def reset(self) -> None:
-        """Close all connections and delete all queues and exchanges of the
+        """Drop all connections and delete all queues and exchanges of the
         virtual host, as between two tests."""
         self.clear_alarm("memory")
         self.clear_alarm("disk")
-        self.close_connections("reset between tests")
+        self.drop_connections()
         vhost = _quote(self.virtual_host)
         self.evaluate(
             f"[rabbit_amqqueue:delete(Q, false, false, {_quote('test')})"

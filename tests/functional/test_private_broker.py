@@ -83,8 +83,19 @@ def test_broker_does_what_an_operator_would(broker: PrivateBroker, channel) -> N
     assert broker.queue("q")["messages"] == 0
     broker.delete_queue("q")
     assert broker.queues() == []
-    assert broker.close_connections() == 1
+    assert broker.close_connections("for a test") == 1
+    with pytest.raises(amqp.exceptions.ConnectionForced, match="for a test"):
+        channel.connection.drain_events(timeout=30)
     wait_until(lambda: broker.connections() == [], "still connected")
+
+
+def test_connections_can_be_lost(broker: PrivateBroker, channel) -> None:
+    channel.queue_declare("q", auto_delete=False)
+    assert broker.drop_connections() == 1
+    assert broker.connections() == []
+    with pytest.raises(OSError, match=r"closed|reset"):
+        channel.connection.drain_events(timeout=30)
+    assert broker.queue("q") is not None
 
 
 def test_users_and_virtual_hosts_can_be_added(broker: PrivateBroker) -> None:

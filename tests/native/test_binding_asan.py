@@ -38,7 +38,7 @@ def test_unit_tests_pass_under_address_sanitizer() -> None:
 
     done = subprocess.run(
         # By path, since -m would put the checkout before the build.
-        [Path(sys.executable).with_name("pytest"), "-q", "-p", "no:cacheprovider"]
+        [Path(sys.executable).with_name("pytest"), "-p", "no:cacheprovider"]
         + ["-m", "not slow and not timing and not broker", "tests/unit"]
         # That one tests the build, and the compiler has no use for ASan; the
         # others measure memory, of which ASan sets aside what was freed.
