@@ -1,5 +1,7 @@
 #include "base/sync.h"
 
+#include "base/hub.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <limits.h>
@@ -82,6 +84,8 @@ fm_wake_all(fm_wake *wake)
     if (atomic_load(&wake->sleepers) > 0)
         syscall(SYS_futex, &wake->word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL,
             NULL, 0);
+    if (atomic_load(&wake->watches) != NULL)
+        fm_watch_fire(wake);
 }
 
 fm_status

@@ -53,6 +53,7 @@ void fm_mutex_unlock(fm_mutex *mutex) FM_RELEASES(*mutex);
 typedef struct fm_wake {
     atomic_uint word;
     atomic_uint sleepers;
+    _Atomic(struct fm_watch *) watches; /* see hub.h; NULL: nobody watches */
 } fm_wake;
 
 static inline void
@@ -60,6 +61,7 @@ fm_wake_init(fm_wake *wake)
 {
     atomic_init(&wake->word, 0);
     atomic_init(&wake->sleepers, 0);
+    atomic_init(&wake->watches, NULL);
 }
 
 static inline unsigned
@@ -68,8 +70,8 @@ fm_wake_read(fm_wake *wake)
     return atomic_load_explicit(&wake->word, memory_order_acquire);
 }
 
-/* Change the word and wake who sleeps on it. Never blocks; no system call
- * when nobody sleeps. */
+/* Change the word and wake who sleeps on it or watches it. Never blocks; no
+ * system call when nobody does. */
 void fm_wake_all(fm_wake *wake);
 
 /* Sleep until the word differs from `seen`: FM_OK. FM_TIMED_OUT at the

@@ -1,6 +1,7 @@
 #include "io/loop.h"
 
 #include "base/event.h"
+#include "base/hub.h"
 #include "io/bus.h"
 
 #include <poll.h>
@@ -193,6 +194,7 @@ fork_child(void)
     loop.polls = NULL;
     loop.polls_cap = 0;
     fm_event_reset_in_child();
+    fm_hub_reset_in_child();
 }
 
 static void
