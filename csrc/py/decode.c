@@ -7,6 +7,9 @@
 /* Longer names, and those with escapes, are not worth remembering. */
 enum { KEY_LEN_MAX = 32 };
 
+/* Runs up to this are copied as if they were so long. */
+enum { SHORT_RUN = 16 };
+
 /* What is inlined twice, for either depth, is called from one place each. */
 #define NO_INLINE __attribute__((noinline))
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -142,10 +145,49 @@ get_name(fm_codec *codec, const uint8_t *text, size_t len)
 
 /* ---- Strings ---- */
 
-/* A string with escapes or non-ASCII characters: once to find its length and
- * its widest character, once to fill it. */
-static PyObject *
-read_mixed(fm_json_reader *reader, const bool quoted)
+/* A string of ASCII with escapes, unescaped aside. NULL and *is_wide if it is
+ * not of ASCII alone. */
+static ALWAYS_INLINE PyObject *
+read_ascii(fm_json_reader *reader, const bool quoted, bool *is_wide)
+{
+    fm_buf text = { 0 };
+    fm_json_piece piece;
+    fm_json_step step;
+    PyObject *str = NULL;
+    uint8_t *to;
+
+    do {
+        step = fm_json_next_piece(reader, quoted, &piece);
+        if (step == FM_JSON_BAD)
+            goto done;
+        if (fm_buf_reserve(&text, piece.run_len + SHORT_RUN + 1) != FM_OK) {
+            PyErr_NoMemory();
+            goto done;
+        }
+        to = text.data + text.len;
+        if (piece.run_len <= SHORT_RUN && reader->end - piece.run >= SHORT_RUN)
+            memcpy(to, piece.run, SHORT_RUN); /* a load and a store */
+        else
+            memcpy(to, piece.run, piece.run_len);
+        text.len += piece.run_len;
+        if (step == FM_JSON_CODE) {
+            *is_wide = piece.code > 127;
+            if (*is_wide)
+                goto done;
+            to[piece.run_len] = (uint8_t)piece.code;
+            text.len++;
+        }
+    } while (step != FM_JSON_END);
+    str = new_ascii(text.data, text.len);
+done:
+    fm_buf_fini(&text);
+    return str;
+}
+
+/* A string of any characters: once to find its length and its widest, once to
+ * fill it. */
+static ALWAYS_INLINE PyObject *
+read_wide(fm_json_reader *reader, const bool quoted)
 {
     fm_json_reader again = *reader;
     fm_json_piece piece;
@@ -190,6 +232,19 @@ read_mixed(fm_json_reader *reader, const bool quoted)
         }
     } while (step != FM_JSON_END);
     return str;
+}
+
+static ALWAYS_INLINE PyObject *
+read_mixed(fm_json_reader *reader, const bool quoted)
+{
+    fm_json_reader start = *reader;
+    bool is_wide = false;
+    PyObject *str = read_ascii(reader, quoted, &is_wide);
+
+    if (!is_wide)
+        return str;
+    *reader = start;
+    return read_wide(reader, quoted);
 }
 
 static NO_INLINE PyObject *

@@ -25,6 +25,9 @@ struct visit {
     PyObject *copy;
 };
 
+/* The functions below call each other for what is inside of what they write;
+ * Python's own limit on recursion holds for them, as it does for json.
+ * NOLINTBEGIN(misc-no-recursion) */
 static int write_value(
     struct writer *writer, PyObject *value, struct visit *outer);
 
@@ -419,6 +422,8 @@ write_value(struct writer *writer, PyObject *value, struct visit *outer)
     Py_LeaveRecursiveCall();
     return result;
 }
+
+/* NOLINTEND(misc-no-recursion) */
 
 int
 fm_codec_encode(fm_codec *codec, PyObject *payload, fm_buf *out)

@@ -121,6 +121,8 @@ is_true(const uint8_t *pos, const uint8_t *end)
 {
     fm_json_reader inside = { pos + 1, end, false };
 
+    if (*pos == '-')
+        pos++;
     switch (*pos) {
     case 'n':
     case 'f':
@@ -131,8 +133,6 @@ is_true(const uint8_t *pos, const uint8_t *end)
     case '{':
         fm_json_skip_blank(&inside, false);
         return *inside.pos != ']' && *inside.pos != '}';
-    case '-':
-        return is_true(pos + 1, end);
     case '0': /* or 0.0, -0e9 and so on: look for another digit */
         for (; pos < end && *pos != 'e' && *pos != 'E'; pos++) {
             if (*pos >= '1' && *pos <= '9')

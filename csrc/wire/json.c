@@ -373,6 +373,18 @@ read_hex(const uint8_t *pos, const uint8_t *end)
     return value;
 }
 
+/* What the escapes of one letter mean; none means 0. */
+static const uint8_t letter_codes[256] = {
+    ['"'] = '"',
+    ['\\'] = '\\',
+    ['/'] = '/',
+    ['b'] = '\b',
+    ['f'] = '\f',
+    ['n'] = '\n',
+    ['r'] = '\r',
+    ['t'] = '\t',
+};
+
 fm_json_step
 fm_json_read_escape(fm_json_reader *reader, bool quoted, uint32_t *code)
 {
@@ -380,62 +392,41 @@ fm_json_read_escape(fm_json_reader *reader, bool quoted, uint32_t *code)
     const uint8_t *pos = reader->pos;
     const uint8_t *introducer = introducers[quoted];
     ptrdiff_t introducer_len = quoted ? 3 : 2;
+    uint8_t letter;
     int32_t unit;
     int32_t second;
 
     if (pos == reader->end)
         return FM_JSON_BAD;
-    switch (*pos++) {
-    case '"':
-        if (quoted)
+    letter = *pos++;
+    *code = letter_codes[letter];
+    if (FM_LIKELY(*code != 0)) {
+        if (quoted && *code == '"')
             return FM_JSON_BAD; /* the string around us ends here */
-        *code = '"';
-        break;
-    case '\\':
-        *code = '\\';
-        if (quoted) {
+        if (quoted && *code == '\\') {
             if (pos == reader->end || (*pos != '"' && *pos != '\\'))
                 return FM_JSON_BAD;
             *code = *pos++;
         }
-        break;
-    case '/':
-        *code = '/';
-        break;
-    case 'b':
-        *code = '\b';
-        break;
-    case 'f':
-        *code = '\f';
-        break;
-    case 'n':
-        *code = '\n';
-        break;
-    case 'r':
-        *code = '\r';
-        break;
-    case 't':
-        *code = '\t';
-        break;
-    case 'u':
-        unit = read_hex(pos, reader->end);
-        if (unit < 0)
-            return FM_JSON_BAD;
-        pos += 4;
-        *code = (uint32_t)unit;
-        /* Two escapes may make one character; alone each stays what it is. */
-        if (is_high_surrogate(*code) && reader->end - pos >= introducer_len
-            && memcmp(pos, introducer, (size_t)introducer_len) == 0) {
-            second = read_hex(pos + introducer_len, reader->end);
-            if (second >= 0 && is_low_surrogate((uint32_t)second)) {
-                pos += introducer_len + 4;
-                *code = 0x10000 + ((*code - 0xD800) << 10)
-                    + ((uint32_t)second - 0xDC00);
-            }
-        }
-        break;
-    default:
+        reader->pos = pos;
+        return FM_JSON_CODE;
+    }
+    if (letter != 'u')
         return FM_JSON_BAD;
+    unit = read_hex(pos, reader->end);
+    if (unit < 0)
+        return FM_JSON_BAD;
+    pos += 4;
+    *code = (uint32_t)unit;
+    /* Two escapes may make one character; alone each stays what it is. */
+    if (is_high_surrogate(*code) && reader->end - pos >= introducer_len
+        && memcmp(pos, introducer, (size_t)introducer_len) == 0) {
+        second = read_hex(pos + introducer_len, reader->end);
+        if (second >= 0 && is_low_surrogate((uint32_t)second)) {
+            pos += introducer_len + 4;
+            *code = 0x10000 + ((*code - 0xD800) << 10)
+                + ((uint32_t)second - 0xDC00);
+        }
     }
     reader->pos = pos;
     return FM_JSON_CODE;

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from fix_codec import (
-    REQUEST,
     TEXTS,
     VALUES,
     Refused,
@@ -17,6 +16,7 @@ from fix_codec import (
     stock_encode,
     strict_decode,
 )
+from fix_request import REQUEST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

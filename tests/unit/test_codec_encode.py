@@ -19,7 +19,8 @@ import xmlrpc.client
 from typing import Any
 
 import pytest
-from fix_codec import REQUEST, TEXTS, VALUES, outcome, stock_encode
+from fix_codec import TEXTS, VALUES, outcome, stock_encode
+from fix_request import REQUEST
 from hypothesis import given, settings
 from oslo_serialization import jsonutils
 
@@ -515,7 +516,11 @@ def test_threads_may_share_what_they_encode():
 
 def run_python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",  # `-c` looks for modules there first
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

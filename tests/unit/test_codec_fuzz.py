@@ -8,7 +8,8 @@ written where it should not be.
 import random
 
 import pytest
-from fix_codec import REQUEST, Refused, foreign_writer, stock_encode, strict_decode
+from fix_codec import Refused, foreign_writer, stock_encode, strict_decode
+from fix_request import REQUEST
 
 from oslo_fastmsg import _core
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fix_codec import REQUEST, foreign_writer, stock_encode
+from fix_codec import foreign_writer, stock_encode
+from fix_request import REQUEST
 from oslo_serialization import jsonutils
 
 from oslo_fastmsg import _core
