@@ -22,6 +22,7 @@ fm_codec_clear(fm_codec *codec)
 {
     size_t i;
 
+    codec->bad_message = NULL; /* its owner may clear it next */
     Py_CLEAR(codec->to_primitive);
     for (i = 0; i < FM_KEY_SETS; i++) {
         Py_CLEAR(codec->keys[i][0]);
