@@ -69,6 +69,7 @@ class Replier:
             payload,
             mandatory=self._is_mandatory,
             patience=self._patience_s,
+            timeout=self._send_timeout_s,
         )
 
     def heartbeat(self, queue: str, payload: dict[str, Any]) -> None:

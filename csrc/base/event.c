@@ -81,6 +81,23 @@ fm_event_wait(fm_event *out, fm_deadline deadline)
     }
 }
 
+fm_wake *
+fm_event_wake(void)
+{
+    return &events.wake;
+}
+
+bool
+fm_event_is_stopped(void)
+{
+    bool stopped;
+
+    fm_mutex_lock(&events.lock);
+    stopped = events.stopped && events.len == 0 && events.lost == 0;
+    fm_mutex_unlock(&events.lock);
+    return stopped;
+}
+
 static void
 set_stopped(bool stopped)
 {

@@ -33,6 +33,10 @@ void fm_event_post(fm_level level, const char *format, ...) FM_PRINTF(2, 3);
  * signal, FM_CLOSED after fm_event_stop() once the ring is empty. */
 FM_MUST_CHECK fm_status fm_event_wait(fm_event *out, fm_deadline deadline);
 
+/* What is woken when there is something to read or readers are to end. */
+fm_wake *fm_event_wake(void);
+bool fm_event_is_stopped(void);
+
 /* Have every reader return FM_CLOSED when the ring is empty, until
  * fm_event_resume(). */
 void fm_event_stop(void);

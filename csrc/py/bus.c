@@ -12,7 +12,6 @@ typedef struct {
 
 #define SELF(op) ((BusObject *)(op))
 #define CLOSE_NS (5 * FM_NS_PER_S)
-#define REPLY_SPACE_NS (60 * FM_NS_PER_S)
 
 fm_bus *
 fm_bus_acquire(fm_state *state, PyObject *op)
@@ -529,33 +528,6 @@ fail:
     return NULL;
 }
 
-/* Wait for the confirm. 0, or -1 with an exception set. */
-static int
-wait_confirm(
-    fm_state *state, fm_bus *bus, fm_message *message, int64_t timeout_ns)
-{
-    fm_status status;
-
-    do {
-        Py_BEGIN_ALLOW_THREADS
-            status = fm_bus_wait_confirm(bus, message, timeout_ns);
-        Py_END_ALLOW_THREADS
-        if (status == FM_INTERRUPTED && PyErr_CheckSignals() < 0)
-            return -1;
-    } while (status == FM_INTERRUPTED);
-    if (status == FM_TIMED_OUT) {
-        fm_error error;
-
-        fm_publisher_explain(&bus->publisher, message, &error);
-        (void)fm_raise(state, &error);
-        return -1;
-    }
-    if (fm_message_status(message) == FM_OK)
-        return 0;
-    (void)fm_raise_message(state, message);
-    return -1;
-}
-
 PyDoc_STRVAR(publish_doc,
     "publish(topology, exchange, routing_key, payload, *, lane, mandatory,\n"
     "        timeout, retry)\n--\n\n"
@@ -568,61 +540,114 @@ PyDoc_STRVAR(publish_doc,
     ":raises Timeout, Error: it was not confirmed.\n"
     ":raises TypeError, ValueError: the payload has no JSON form.");
 
-static PyObject *
-Bus_publish(PyObject *op, PyObject *args, PyObject *kwargs)
+/* From the arguments of publish() and begin_publish() to a message ready to
+ * be submitted. NULL with an exception set. */
+static fm_message *
+prepare_publication(
+    fm_state *state, PyObject *args, PyObject *kwargs, int64_t *timeout_ns)
 {
     static char *names[] = { "topology", "exchange", "routing_key",
         "payload", "lane", "mandatory", "timeout", "retry", NULL };
-    fm_state *state = fm_state_of(op);
     request from = { 0 };
     fm_message *message;
-    fm_status status;
-    fm_bus *bus;
-    int64_t ns;
-    int rc = -1;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OssO$ipOi:publish",
             names, &from.topology, &from.exchange, &from.routing_key,
             &from.payload, &from.lane, &from.mandatory, &from.timeout,
             &from.retry)
-        || fm_seconds_to_ns(from.timeout, &ns) < 0)
+        || fm_seconds_to_ns(from.timeout, timeout_ns) < 0)
         return NULL;
     if (from.lane < 0 || from.lane >= FM_LANE_COUNT) {
         PyErr_Format(PyExc_ValueError, "lane %d does not exist", from.lane);
         return NULL;
     }
-    bus = fm_bus_acquire(state, op);
+    message = new_message(state, &from, (fm_lane)from.lane);
+    if (message == NULL)
+        return NULL;
+    if (fill_body(state, message, from.payload) < 0) {
+        fm_message_unref(message);
+        return NULL;
+    }
+    return message;
+}
+
+static PyObject *
+Bus_publish(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    fm_state *state = fm_state_of(op);
+    fm_message *message;
+    fm_status status;
+    int64_t timeout_ns;
+    int rc = -1;
+    fm_bus *bus = fm_bus_acquire(state, op);
+
     if (bus == NULL)
         return NULL;
-    message = new_message(state, &from, (fm_lane)from.lane);
-    if (message == NULL || fill_body(state, message, from.payload) < 0)
+    message = prepare_publication(state, args, kwargs, &timeout_ns);
+    if (message == NULL)
         goto done;
     Py_BEGIN_ALLOW_THREADS
         status = fm_bus_submit(bus, message);
+        if (status == FM_OK) /* the usual case ends here; see Bus_call */
+            (void)!fm_bus_wait_confirm(bus, message, timeout_ns);
     Py_END_ALLOW_THREADS
     if (status == FM_OK) {
-        rc = wait_confirm(state, bus, message, ns);
+        rc = fm_publication_wait(state, bus, message, timeout_ns);
         fm_bus_forget(bus, message);
     } else {
         (void)raise_unsubmitted(state, status);
     }
+    fm_message_unref(message);
 
 done:
-    fm_message_unref(message);
     fm_bus_unref(bus);
     if (rc < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(begin_publish_doc,
+    "begin_publish(topology, exchange, routing_key, payload, *, lane,\n"
+    "              mandatory, timeout, retry)\n--\n\n"
+    "Send a message as publish() does, and return at once.\n\n"
+    ":returns: Publication, on which to wait for the confirm.");
+
+static PyObject *
+Bus_begin_publish(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    fm_state *state = fm_state_of(op);
+    fm_message *message;
+    fm_status status;
+    int64_t timeout_ns;
+    fm_bus *bus = fm_bus_acquire(state, op);
+
+    if (bus == NULL)
+        return NULL;
+    message = prepare_publication(state, args, kwargs, &timeout_ns);
+    if (message == NULL)
+        goto fail;
+    Py_BEGIN_ALLOW_THREADS
+        status = fm_bus_submit(bus, message);
+    Py_END_ALLOW_THREADS
+    if (status == FM_OK)
+        return fm_publication_make(state, bus, message, timeout_ns);
+    (void)raise_unsubmitted(state, status);
+    fm_message_unref(message);
+
+fail:
+    fm_bus_unref(bus);
+    return NULL;
+}
+
 PyDoc_STRVAR(reply_doc,
-    "reply(routing_key, payload, *, mandatory, patience)\n--\n\n"
+    "reply(routing_key, payload, *, mandatory, patience, timeout)\n--\n\n"
     "Hand a reply over; the core sends it and resends it after a loss of\n"
     "the connection. Sleeps only while too many replies wait.\n\n"
     ":param routing_key: the queue of the caller.\n"
     ":param mandatory: find out when that queue is gone.\n"
     ":param patience: seconds for which a reply whose queue is gone is tried\n"
     "    again; then it is dropped with a line in the log.\n"
+    ":param timeout: seconds to sleep at most while too many replies wait.\n"
     ":raises Timeout: too many wait, for too long.\n"
     ":raises TypeError, ValueError: the payload has no JSON form.");
 
@@ -630,20 +655,24 @@ static PyObject *
 Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = { "routing_key", "payload", "mandatory",
-        "patience", NULL };
+        "patience", "timeout", NULL };
     fm_state *state = fm_state_of(op);
     request from = { .exchange = "", .retry = -1 };
     fm_message *message = NULL;
     PyObject *patience;
     fm_status status = FM_CLOSED;
+    fm_deadline deadline;
     fm_bus *bus;
-    int64_t ns;
+    int64_t ns, timeout_ns;
     int rc = -1;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO$pO:reply", names,
-            &from.routing_key, &from.payload, &from.mandatory, &patience)
-        || fm_seconds_to_ns(patience, &ns) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO$pOO:reply", names,
+            &from.routing_key, &from.payload, &from.mandatory, &patience,
+            &from.timeout)
+        || fm_seconds_to_ns(patience, &ns) < 0
+        || fm_seconds_to_ns(from.timeout, &timeout_ns) < 0)
         return NULL;
+    deadline = fm_deadline_in(timeout_ns);
     bus = fm_bus_acquire(state, op);
     if (bus == NULL)
         return NULL;
@@ -656,8 +685,7 @@ Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
      * some microseconds may cost milliseconds to get it back. */
     while ((status = fm_bus_submit(bus, message)) == FM_FULL) {
         Py_BEGIN_ALLOW_THREADS
-            status = fm_publisher_wait_space(
-                &bus->publisher, fm_deadline_in(REPLY_SPACE_NS));
+            status = fm_publisher_wait_space(&bus->publisher, deadline);
         Py_END_ALLOW_THREADS
         if (status == FM_INTERRUPTED && PyErr_CheckSignals() < 0)
             goto done;
@@ -801,6 +829,8 @@ static PyMethodDef Bus_methods[] = {
         METH_VARARGS | METH_KEYWORDS, begin_call_doc },
     { "publish", (PyCFunction)(void (*)(void))Bus_publish,
         METH_VARARGS | METH_KEYWORDS, publish_doc },
+    { "begin_publish", (PyCFunction)(void (*)(void))Bus_begin_publish,
+        METH_VARARGS | METH_KEYWORDS, begin_publish_doc },
     { "reply", (PyCFunction)(void (*)(void))Bus_reply,
         METH_VARARGS | METH_KEYWORDS, reply_doc },
     { "flush", (PyCFunction)(void (*)(void))Bus_flush,

@@ -1,4 +1,5 @@
-/* Calls: a request on its way, and the replies that come back. */
+/* Messages that somebody waits for: calls until the replies come back,
+ * publications until they are confirmed. */
 #ifndef FM_PY_CALL_H
 #define FM_PY_CALL_H
 
@@ -13,7 +14,16 @@
 PyObject *fm_call_next_reply(fm_state *state, fm_bus *bus,
     fm_message *message, fm_deadline deadline, bool *ending);
 
-/* Make a Call, which takes over both references, also when it fails. */
+/* Sleep, without the GIL, until `message` is confirmed: 0, or -1 with an
+ * exception: Timeout (see fm_bus_wait_confirm for what `timeout_ns` bounds),
+ * what the message failed with, or what a signal handler raised. */
+int fm_publication_wait(
+    fm_state *state, fm_bus *bus, fm_message *message, int64_t timeout_ns);
+
+/* Make a Call or Publication, which takes over both references, also when it
+ * fails. */
 PyObject *fm_call_make(fm_state *state, fm_bus *bus, fm_message *message);
+PyObject *fm_publication_make(fm_state *state, fm_bus *bus,
+    fm_message *message, int64_t timeout_ns);
 
 #endif

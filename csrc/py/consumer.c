@@ -1,6 +1,7 @@
 #include "py/consumer.h"
 
 #include "py/bus.h"
+#include "py/hub.h"
 #include "py/raise.h"
 #include "py/topology.h"
 
@@ -17,6 +18,15 @@ fm_consumer_of(fm_state *state, PyObject *object)
         return NULL;
     }
     return SELF(object)->consumer;
+}
+
+fm_wake *
+fm_consumer_wake(fm_state *state, PyObject *object)
+{
+    if (!Py_IS_TYPE(object, state->consumer_type)
+        || !fm_bus_is_ours(SELF(object)->bus))
+        return NULL;
+    return &SELF(object)->consumer->wake;
 }
 
 /* It may be used: not closed, and not a parent process's. */

@@ -116,6 +116,16 @@ stop_events(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(events_are_stopped_doc,
+    "events_are_stopped()\n--\n\n"
+    "Whether next_event() returns None for good: stopped, everything told.");
+
+static PyObject *
+events_are_stopped(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(fm_event_is_stopped());
+}
+
 PyDoc_STRVAR(resume_events_doc,
     "resume_events()\n--\n\n"
     "Undo stop_events().");
@@ -152,6 +162,8 @@ static PyMethodDef functions[] = {
     { "next_event", (PyCFunction)(void (*)(void))next_event,
         METH_VARARGS | METH_KEYWORDS, next_event_doc },
     { "stop_events", stop_events, METH_NOARGS, stop_events_doc },
+    { "events_are_stopped", events_are_stopped, METH_NOARGS,
+        events_are_stopped_doc },
     { "resume_events", resume_events, METH_NOARGS, resume_events_doc },
     { NULL, NULL, 0, NULL },
 };
@@ -203,9 +215,10 @@ module_exec(PyObject *module)
     if (fm_codec_init(&state->codec) < 0 || fm_raise_init(module, state) < 0
         || fm_topology_type_add(module, state) < 0
         || fm_bus_type_add(module, state) < 0
-        || fm_call_type_add(module, state) < 0
+        || fm_call_types_add(module, state) < 0
         || fm_consumer_type_add(module, state) < 0
         || fm_delivery_type_add(module, state) < 0
+        || fm_hub_types_add(module, state) < 0
         || intern(&state->str_result, "result") < 0
         || intern(&state->str_failure, "failure") < 0
         || intern(&state->str_ending, "ending") < 0
@@ -232,6 +245,10 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->call_type);
     Py_VISIT(state->consumer_type);
     Py_VISIT(state->delivery_type);
+    Py_VISIT(state->publication_type);
+    Py_VISIT(state->hub_type);
+    Py_VISIT(state->flag_type);
+    Py_VISIT(state->watch_type);
     return fm_codec_traverse(&state->codec, visit, arg);
 }
 
@@ -250,6 +267,10 @@ module_clear(PyObject *module)
     Py_CLEAR(state->call_type);
     Py_CLEAR(state->consumer_type);
     Py_CLEAR(state->delivery_type);
+    Py_CLEAR(state->publication_type);
+    Py_CLEAR(state->hub_type);
+    Py_CLEAR(state->flag_type);
+    Py_CLEAR(state->watch_type);
     Py_CLEAR(state->str_result);
     Py_CLEAR(state->str_failure);
     Py_CLEAR(state->str_ending);

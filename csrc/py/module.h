@@ -24,6 +24,10 @@ typedef struct fm_state {
     PyTypeObject *call_type;
     PyTypeObject *consumer_type;
     PyTypeObject *delivery_type;
+    PyTypeObject *publication_type;
+    PyTypeObject *hub_type;
+    PyTypeObject *flag_type;
+    PyTypeObject *watch_type;
     PyObject *str_result; /* interned names of members */
     PyObject *str_failure;
     PyObject *str_ending;
@@ -45,9 +49,10 @@ int fm_seconds_to_ns(PyObject *seconds, int64_t *ns);
 /* Have the types of the module. 0, or -1 with an exception set. */
 int fm_topology_type_add(PyObject *module, fm_state *state);
 int fm_bus_type_add(PyObject *module, fm_state *state);
-int fm_call_type_add(PyObject *module, fm_state *state);
+int fm_call_types_add(PyObject *module, fm_state *state);
 int fm_consumer_type_add(PyObject *module, fm_state *state);
 int fm_delivery_type_add(PyObject *module, fm_state *state);
+int fm_hub_types_add(PyObject *module, fm_state *state);
 
 /* Make a heap type from its spec and add it to the module under its name. */
 PyTypeObject *fm_type_add(PyObject *module, PyType_Spec *spec);
