@@ -26,8 +26,8 @@ fm_output_fini(fm_output *output)
 }
 
 void
-fm_output_up(fm_output *output, fm_socket *socket, uint32_t frame_max,
-    uint64_t epoch)
+fm_output_up(
+    fm_output *output, fm_socket *socket, uint32_t frame_max, uint64_t epoch)
 {
     atomic_store(&output->last_write, fm_now());
     fm_mutex_lock(&output->lock);
@@ -121,18 +121,20 @@ flush_locked(fm_output *output, int rounds) FM_REQUIRES(output->lock)
         }
     }
     output->flushing = false;
-    /* The I/O thread has to go on, poll for room, take the failure, or
-     * close. */
-    if (fm_output_pending_locked(output) > 0
-        || output->failure.status != FM_OK || output->socket == NULL)
-        fm_waker_signal(output->waker);
 }
 
 void
 fm_output_push_locked(fm_output *output)
 {
-    if (output->asleep && fm_output_pending_locked(output) > 0)
-        flush_locked(output, CALLER_ROUNDS);
+    if (!output->asleep || output->flushing || output->stuck
+        || fm_output_pending_locked(output) == 0)
+        return;
+    flush_locked(output, CALLER_ROUNDS);
+    /* The I/O thread has to go on, poll for room, take the failure, or
+     * close. It never tells itself: while stuck it would not sleep. */
+    if (fm_output_pending_locked(output) > 0 || output->failure.status != FM_OK
+        || output->socket == NULL)
+        fm_waker_signal(output->waker);
 }
 
 void
