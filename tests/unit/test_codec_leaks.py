@@ -52,6 +52,15 @@ def beginnings(body: bytes) -> Callable[[], None]:
     return lambda: attempt(_core.decode, body[: next(ends)], _core.BadMessage)
 
 
+def new_names() -> Callable[[], None]:
+    """Return a function that decodes a name never seen before."""
+    numbers = itertools.count()
+    return lambda: attempt(
+        _core.decode, b'%s{\\"n%d\\": 1}"}' % (HEAD, next(numbers)), ()
+    )
+
+
+HEAD = b'{"oslo.version": "2.0", "oslo.message": "'
 BODY = stock_encode({"a": [1, {"b": ["text", 2.5, "\xe9"]}, 10**30], "c": {"d": None}})
 FOREIGN_BODY = (
     foreign_writer({"a": [1, {"b": ["text", 2.5, "\xe9"]}, 10**30], "c": {"d": None}})
@@ -86,6 +95,7 @@ WORK: dict[str, Callable[[], None]] = {
     "decode: other writer": lambda: attempt(_core.decode, FOREIGN_BODY, ()),
     "decode: beginnings": beginnings(BODY),
     "decode: beginnings, other writer": beginnings(FOREIGN_BODY),
+    "decode: new names": new_names(),
     "decode: digits": lambda: attempt(
         _core.decode, BODY.replace(b"10000", b"1" * 5000), _core.BadMessage
     ),
