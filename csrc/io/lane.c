@@ -141,8 +141,8 @@ fm_lane_take(fm_publisher_lane *lane, uint64_t tag)
 
 size_t
 fm_lane_recall(fm_publisher_lane *lane,
-    bool (*verdict)(fm_message *message, const fm_error *why),
-    const fm_error *why, fm_settled *failed, fm_settled *dropped)
+    bool (*verdict)(fm_message *message, const void *arg), const void *arg,
+    fm_settled *failed, fm_settled *dropped)
 {
     size_t waiting = 0;
 
@@ -155,7 +155,7 @@ fm_lane_recall(fm_publisher_lane *lane,
         message->returned = false;
         if (message->abandoned) {
             fm_settled_add(dropped, message);
-        } else if (verdict(message, why)) {
+        } else if (verdict(message, arg)) {
             fm_settled_add(failed, message);
         } else {
             prepend(lane, message);

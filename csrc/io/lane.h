@@ -84,7 +84,7 @@ fm_message *fm_lane_take(fm_publisher_lane *lane, uint64_t tag);
  * others: true, and it joins `failed`. Tags begin anew. Returns how many were
  * taken back. */
 size_t fm_lane_recall(fm_publisher_lane *lane,
-    bool (*verdict)(fm_message *message, const fm_error *why),
-    const fm_error *why, fm_settled *failed, fm_settled *dropped);
+    bool (*verdict)(fm_message *message, const void *arg), const void *arg,
+    fm_settled *failed, fm_settled *dropped);
 
 #endif

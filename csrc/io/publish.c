@@ -410,41 +410,78 @@ lane_content(fm_channel *channel, fm_delivery *delivery)
 /* Take back what is in flight; returns how many wait to be sent again. */
 static size_t
 recall_locked(fm_publisher *publisher, fm_publisher_lane *lane,
-    bool (*verdict)(fm_message *message, const fm_error *why),
-    const fm_error *why, fm_settled *failed, fm_settled *dropped)
+    bool (*verdict)(fm_message *message, const void *arg), const void *arg,
+    fm_settled *failed, fm_settled *dropped)
     FM_REQUIRES(publisher->output->lock)
 {
-    size_t waiting = fm_lane_recall(lane, verdict, why, failed, dropped);
+    size_t waiting = fm_lane_recall(lane, verdict, arg, failed, dropped);
 
     publisher->stats.resent += waiting;
     return waiting;
 }
 
+/* How likely the broker means this message's exchange by what it misses. It
+ * says which only in words, and cuts long ones. */
+static int
+suspicion(const fm_message *message, const fm_close *why)
+{
+    char quoted[FM_ERROR_TEXT];
+    int len = snprintf(quoted, sizeof(quoted), "'%s'", message->exchange);
+
+    if (message->exchange[0] == '\0')
+        return 0; /* the default exchange does not vanish */
+    return memmem(why->text.data, why->text.len, quoted, (size_t)len) == NULL
+        ? 1
+        : 2;
+}
+
+typedef struct vanished {
+    const fm_close *why;
+    int suspicion; /* the highest of any message in flight */
+} vanished;
+
+static vanished
+find_vanished(const fm_publisher_lane *lane, const fm_close *why)
+{
+    vanished found = { .why = why };
+
+    for (uint64_t tag = lane->low; tag < lane->next; tag++) {
+        const fm_message *message = fm_lane_get(lane, tag);
+        int each = message == NULL ? 0 : suspicion(message, why);
+
+        found.suspicion = each > found.suspicion ? each : found.suspicion;
+    }
+    return found;
+}
+
 /* A vanished exchange: declare it again, but not for ever. */
 static bool
-blame_vanished(fm_message *message, const fm_error *why)
+blame_vanished(fm_message *message, const void *arg)
 {
-    (void)why;
-    if (message->topology != NULL) {
-        atomic_store(&message->topology->declared, 0);
-        atomic_store(&message->topology->requested, 0);
-    }
-    return message->topology == NULL || ++message->strikes >= STRIKES;
+    const vanished *found = arg;
+
+    if (suspicion(message, found->why) < found->suspicion)
+        return false;
+    if (message->topology == NULL)
+        return true;
+    atomic_store(&message->topology->declared, 0);
+    atomic_store(&message->topology->requested, 0);
+    return ++message->strikes >= STRIKES;
 }
 
 static bool
-blame_nobody(fm_message *message, const fm_error *why)
+blame_nobody(fm_message *message, const void *arg)
 {
     (void)message;
-    (void)why;
+    (void)arg;
     return false;
 }
 
 static bool
-blame_all(fm_message *message, const fm_error *why)
+blame_all(fm_message *message, const void *arg)
 {
     (void)message;
-    (void)why;
+    (void)arg;
     return true;
 }
 
@@ -456,20 +493,22 @@ lane_closed(fm_channel *channel, const fm_close *why)
     fm_error error;
     fm_settled failed = { NULL, NULL }, dropped = { NULL, NULL };
     char text[FM_ERROR_TEXT / 2];
+    vanished found;
 
     fm_amqp_print_close(text, sizeof(text), why);
     (void)fm_error_set(&error, FM_REJECTED, why->code,
         "the broker refused to publish it: %s", text);
     fm_mutex_lock(&publisher->output->lock);
+    found = find_vanished(lane, why);
     if (why->code == NOT_FOUND)
         (void)recall_locked(
-            publisher, lane, blame_vanished, &error, &failed, &dropped);
+            publisher, lane, blame_vanished, &found, &failed, &dropped);
     else if (lane->in_flight == 1)
         (void)recall_locked(
-            publisher, lane, blame_all, &error, &failed, &dropped);
+            publisher, lane, blame_all, NULL, &failed, &dropped);
     else
         lane->suspects = recall_locked(
-            publisher, lane, blame_nobody, &error, &failed, &dropped);
+            publisher, lane, blame_nobody, NULL, &failed, &dropped);
     leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
     fm_settled_finish(&failed, &error);
@@ -567,8 +606,10 @@ is_hard(uint16_t code)
 
 /* One more connection lost: is its patience, or ours with it, over? */
 static bool
-bears_no_more(fm_message *message, const fm_error *why)
+bears_no_more(fm_message *message, const void *arg)
 {
+    const fm_error *why = arg;
+
     if (is_hard(why->code) && ++message->strikes >= STRIKES)
         return true;
     return message->retry != FM_RETRY_FOREVER
@@ -805,7 +846,7 @@ fm_publisher_close(fm_publisher *publisher)
 
         cull_locked(publisher, lane, every_one, NULL, &failed);
         (void)recall_locked(
-            publisher, lane, blame_all, &error, &failed, &dropped);
+            publisher, lane, blame_all, NULL, &failed, &dropped);
     }
     while ((message = fm_handed_take_due(&publisher->handed, FM_NEVER, &next))
         != NULL)
