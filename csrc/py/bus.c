@@ -483,7 +483,9 @@ Bus_call(PyObject *op, PyObject *args, PyObject *kwargs)
             fm_bus_linger(bus, message, deadline);
     Py_END_ALLOW_THREADS
     if (status == FM_OK) {
-        result = collect_replies(state, bus, message, deadline);
+        /* A signal ends the sleep above, and it is not told. */
+        if (PyErr_CheckSignals() == 0)
+            result = collect_replies(state, bus, message, deadline);
         fm_bus_forget(bus, message);
     } else {
         (void)raise_unsubmitted(state, status);
@@ -592,7 +594,8 @@ Bus_publish(PyObject *op, PyObject *args, PyObject *kwargs)
             (void)!fm_bus_wait_confirm(bus, message, timeout_ns);
     Py_END_ALLOW_THREADS
     if (status == FM_OK) {
-        rc = fm_publication_wait(state, bus, message, timeout_ns);
+        if (PyErr_CheckSignals() == 0)
+            rc = fm_publication_wait(state, bus, message, timeout_ns);
         fm_bus_forget(bus, message);
     } else {
         (void)raise_unsubmitted(state, status);
