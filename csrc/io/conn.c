@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #ifndef FM_VERSION
 #define FM_VERSION "0" /* the build gives the real one */
@@ -137,7 +138,8 @@ attempt_free(fm_attempt *attempt)
     free(attempt);
 }
 
-/* `<name>:<uuid>:fastmsg-<role>`: the stock driver's form, and who we are. */
+/* `<name>:<pid>:<uuid>:fastmsg-<role>`: the stock driver's form, and who we
+ * are. */
 static void
 attempt_name(fm_attempt *attempt, const char *role)
 {
@@ -146,10 +148,10 @@ attempt_name(fm_attempt *attempt, const char *role)
     if (getrandom(r, sizeof(r), GRND_NONBLOCK) < 0)
         fm_store_u64(r, (uint64_t)fm_now());
     snprintf(attempt->name, sizeof(attempt->name),
-        "%.150s:%02x%02x%02x%02x-%02x%02x-4%x%02x-%x%x%02x-"
+        "%.150s:%ld:%02x%02x%02x%02x-%02x%02x-4%x%02x-%x%x%02x-"
         "%02x%02x%02x%02x%02x%02x:fastmsg-%s",
-        attempt->config->name, r[0], r[1], r[2], r[3], r[4], r[5],
-        r[6] & 0x0f, r[7], 8 | (r[8] & 3), r[8] >> 4, r[9], r[10], r[11],
+        attempt->config->name, (long)getpid(), r[0], r[1], r[2], r[3], r[4],
+        r[5], r[6] & 0x0f, r[7], 8 | (r[8] & 3), r[8] >> 4, r[9], r[10], r[11],
         r[12], r[13], r[14], r[15], role);
 }
 
