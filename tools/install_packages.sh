@@ -27,9 +27,14 @@ has_python_header() {
     test -f "$("$python" -c 'import sysconfig
 print(sysconfig.get_path("include"))')/Python.h"
 }
-# A test builds with the system's own interpreter, as services do.
+# A test builds with the system's own interpreter, as services do: if there is
+# one, or if it is about to be installed.
 has_module() {
-    test ! -x /usr/bin/python3 || /usr/bin/python3 -c "import $1"
+    if test -x /usr/bin/python3; then
+        /usr/bin/python3 -c "import $1"
+    else
+        has_python
+    fi
 }
 has_rabbitmq() {
     has erl && has erl_call &&
