@@ -26,7 +26,7 @@ FASTMSG_GROUP = "oslo_messaging_fastmsg"
 _fastmsg_opts: list[cfg.Opt] = [
     cfg.FloatOpt(
         "send_timeout",
-        min=0.0,
+        min=0.1,
         help="How many seconds a cast, a fanout, a notification or a "
         "heartbeat may wait for the broker's confirmation, or for the end of "
         "a memory or disk alarm of the broker, before it fails with "

@@ -230,7 +230,7 @@ class Bus:
         if self.fault is not None:
             raise self.fault
 
-    def reply(self, routing_key, payload, *, mandatory, patience):
+    def reply(self, routing_key, payload, *, mandatory, patience, timeout):
         jsonutils.dumps(payload)
         if self.fault is not None:
             raise self.fault

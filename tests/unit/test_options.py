@@ -40,7 +40,7 @@ def test_the_url_may_name_options_of_both_groups():
 
 def test_send_timeout_is_rpc_response_timeout_unless_set():
     assert read().send_timeout == 60
-    assert read("?send_timeout=0").send_timeout == 0
+    assert read("?send_timeout=0.5").send_timeout == 0.5
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_send_timeout_is_rpc_response_timeout_unless_set():
         ("?rabbit_login_method=MAGIC", ValueError),
         ("?send_timeout=soon", ValueError),
         ("?send_timeout=-1", ValueError),
+        ("?send_timeout=0", ValueError),  # no broker confirms in no time
     ],
 )
 def test_bad_options_in_the_url_raise_as_in_the_stock_driver(query, error):
