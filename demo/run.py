@@ -96,9 +96,10 @@ class Program:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            say(f"  [{self.name}] {line.rstrip()}")
-            self._new_lines.put(line.rstrip())
+        with self._process.stdout as lines:
+            for line in lines:
+                say(f"  [{self.name}] {line.rstrip()}")
+                self._new_lines.put(line.rstrip())
         self._new_lines.put(None)
 
     def wait_for(self, text: str, count: int = 1) -> None:
@@ -135,6 +136,7 @@ class Program:
         """End it if it still runs."""
         self._process.kill()
         self._process.wait()
+        self._reader.join()
 
 
 class Stage:
@@ -364,6 +366,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a shorter comparison")
     parser.add_argument("--fast-scheme", default="fastmsg", help="driver to show")
     options = parser.parse_args()
+    # By way of an exception, so that the programs and the broker end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started_s = time.monotonic()
 
     url = os.environ.get("TRANSPORT_URL")
@@ -372,8 +376,12 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         node = stack.enter_context(NamedBroker(url) if url else PrivateBroker())
         if isinstance(node, NamedBroker):
-            with plain_amqp.connect(node.url()) as connection:
-                in_use = plain_amqp.queues_in_use(connection, QUEUES)
+            try:
+                with plain_amqp.connect(node.url()) as connection:
+                    in_use = plain_amqp.queues_in_use(connection, QUEUES)
+            except plain_amqp.ERRORS as error:
+                say(f"Your broker does not let us in: {error}")
+                return 2
             if in_use:
                 say(f"Somebody else uses {', '.join(in_use)}: name another broker")
                 return 2

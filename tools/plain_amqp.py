@@ -14,7 +14,10 @@ from typing import Any
 import amqp.exceptions
 import kombu
 
-__all__ = ["connect", "consumers", "queues_in_use", "remove"]
+__all__ = ["ERRORS", "connect", "consumers", "queues_in_use", "remove"]
+
+# What connect() raises when the broker cannot be reached or refuses.
+ERRORS = (OSError, kombu.exceptions.KombuError, amqp.exceptions.AMQPError)
 
 
 @contextlib.contextmanager
@@ -29,6 +32,7 @@ def connect(url: str) -> Iterator[kombu.Connection]:
         ssl=options.get("ssl") in ("true", "1", "yes", "on"),
         connect_timeout=10,
     ) as connection:
+        connection.connect()
         yield connection
 
 
