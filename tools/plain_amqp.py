@@ -13,6 +13,7 @@ from typing import Any
 
 import amqp.exceptions
 import kombu
+import kombu.exceptions
 
 __all__ = ["ERRORS", "connect", "consumers", "queues_in_use", "remove"]
 
