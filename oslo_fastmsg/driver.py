@@ -59,6 +59,7 @@ LOG = logging.getLogger(__name__)
 # declared once more when it is next used.
 _MAX_TOPOLOGIES = 1024
 
+_MAX_NAME = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 _LOGIN_METHODS = frozenset({"PLAIN", "AMQPLAIN", "EXTERNAL"})
 
 
@@ -158,10 +159,12 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             )
         self._pack(message, ctxt)
         if target.fanout:
+            attempt = f"fanout on topic {target.topic!r}"
+            exchange = _name(_topology.fanout_exchange_name(target.topic), attempt)
             self._publish(
-                f"fanout on topic {target.topic!r}",
+                attempt,
                 self._topology(_topology.fanout_exchange, target.topic),
-                _topology.fanout_exchange_name(target.topic),
+                exchange,
                 "",
                 message,
                 _core.FANOUT,
@@ -169,12 +172,13 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
                 attempts,
             )
         else:
-            exchange = self._exchange(target)
+            attempt = f"cast on topic {target.topic!r}"
+            exchange = _name(self._exchange(target), attempt)
             self._publish(
-                f"cast on topic {target.topic!r}",
+                attempt,
                 self._topology(_topology.control_exchange, exchange),
                 exchange,
-                _routing_key(target),
+                _name(_routing_key(target), attempt),
                 message,
                 _core.RPC,
                 mandatory,
@@ -210,12 +214,13 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
                     f"{attempt} failed: it cannot be written as JSON "
                     f"({type(error).__name__}: {error})"
                 ) from error
-        exchange = self._exchange(target)
+        exchange = _name(self._exchange(target), attempt)
+        queue = _name(target.topic, attempt)
         self._publish(
             attempt,
-            self._topology(_topology.notified_queue, exchange, target.topic),
+            self._topology(_topology.notified_queue, exchange, queue),
             exchange,
-            target.topic,
+            queue,
             body,
             _core.NOTIFY,
             False,
@@ -340,11 +345,11 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         message["_reply_q"] = replies.name
         message["_timeout"] = monitor_timeout
         self._pack(message, ctxt)
-        exchange = self._exchange(target)
+        exchange = _name(self._exchange(target), attempt)
         request = {
             "topology": self._topology(_topology.control_exchange, exchange),
             "exchange": exchange,
-            "routing_key": _routing_key(target),
+            "routing_key": _name(_routing_key(target), attempt),
             "payload": message,
             "msg_id": msg_id,
             "replies": replies.consumer(bus),
@@ -423,6 +428,10 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         batch_timeout: float | None,
         delete: list[str],
     ) -> _listener.FastmsgListener:
+        for declaration in declarations:
+            for name in declaration[1:4]:
+                if isinstance(name, str):
+                    _name(name, attempt)
         share = self._new_share(attempt)
         try:
             consumer = _core.Consumer(
@@ -508,6 +517,25 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             # A stock server would drop the message and reset its channel.
             del message["_context_self"]
             _warn_of_self()
+
+
+def _name(name: str, attempt: str) -> str:
+    """Check that AMQP can carry a name, which each side makes from a topic.
+
+    :raises MessageDeliveryFailure: it cannot.
+    """
+    if len(name) <= _MAX_NAME and name.isascii() and "\0" not in name:
+        return name
+    try:
+        is_good = len(name.encode()) <= _MAX_NAME and "\0" not in name
+    except UnicodeEncodeError:
+        is_good = False
+    if is_good:
+        return name
+    raise oslo_messaging.MessageDeliveryFailure(
+        f"{attempt} failed: {name!a} is no name for an exchange or queue, "
+        "which has up to 255 bytes of UTF-8; check topic, server and exchange"
+    )
 
 
 def _routing_key(target: oslo_messaging.Target) -> str:

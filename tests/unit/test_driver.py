@@ -409,6 +409,34 @@ def test_a_monitor_timeout_that_is_no_duration_is_a_delivery_failure(core):
         call(driver, call_monitor_timeout="soon")
 
 
+# --- names ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topic", ["x" * 256, "é" * 128, "a\0b", "\ud800"])
+def test_a_name_that_amqp_cannot_carry_is_a_delivery_failure(core, topic):
+    target = Target(topic=topic, server="S")
+    with driver_of() as driver:
+        for attempt in (
+            lambda: call(driver, target=target),
+            lambda: call(driver, target=Target(exchange=topic, topic="T")),
+            lambda: driver.send(target, {}, request()),
+            lambda: driver.send(Target(topic=topic, fanout=True), {}, request()),
+            lambda: driver.send_notification(target, {}, {}, 2.0),
+            lambda: driver.listen(target, 1, None),
+            lambda: driver.listen_for_notifications([(target, "info")], None, 1, None),
+            lambda: driver.listen_for_notifications([(TOPIC, "info")], topic, 1, None),
+        ):
+            with pytest.raises(oslo_messaging.MessageDeliveryFailure, match="255"):
+                attempt()
+
+
+def test_long_names_are_carried_as_far_as_amqp_goes(core):
+    with driver_of() as driver:
+        driver.send(Target(topic="é" * 127), {}, request())
+        driver.send(Target(topic="x" * 248, fanout=True), {}, request())
+    assert len(core[0].sent) == 2
+
+
 # --- cast and fanout ------------------------------------------------------
 
 
