@@ -470,8 +470,8 @@ def background() -> Iterator[Callable[..., Any]]:
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
 
         class Future:
-            def __init__(self, action: Callable[..., Any], *args: Any) -> None:
-                self._future = pool.submit(action, *args)
+            def __init__(self, action: Callable[..., Any], *args: Any, **more: Any):
+                self._future = pool.submit(action, *args, **more)
 
             def result(self, timeout: float = 30.0) -> Any:
                 return self._future.result(timeout)

@@ -278,6 +278,10 @@ class Proxy:
     def _all_methods(self) -> list[Method]:
         return [item for link in self._links for item in link.methods()]
 
+    def nudge(self) -> None:
+        """Have :meth:`wait_for` look again, for other news than frames."""
+        self._do(lambda: None)
+
     # --- what is done ---
 
     def cut(self, how: str = "rst") -> int:
@@ -336,8 +340,15 @@ class Proxy:
     def _do(self, job: Callable[[], None]) -> None:
         """Have the proxy's thread do something and wait until it has."""
         done = threading.Event()
+
+        def do() -> None:
+            try:
+                job()
+            finally:
+                done.set()
+
         with self._lock:
-            self._jobs.append(lambda: (job(), done.set()) and None)
+            self._jobs.append(do)
         self._waker.send(b"\0")
         assert done.wait(10), "the proxy's thread is stuck"
 
