@@ -17,6 +17,7 @@ import oslo_messaging
 from oslo_config import cfg
 
 CONF = cfg.CONF
+LOG = logging.getLogger("demo")  # endpoints run in several threads
 CONF.register_cli_opts([cfg.StrOpt("server", default="conductor1")])
 
 
@@ -29,21 +30,24 @@ class ComputeTaskEndpoint:
         for instance in instances:
             data = instance["nova_object.data"]
             flavor = data["flavor"]["nova_object.data"]
-            print(
-                f"build_instances: {data['display_name']} ({flavor['name']},"
-                f" {flavor['vcpus']} vCPUs) for {ctxt['user_id']},"
-                f" {len(json.dumps([instances, image, request_spec]))} B of arguments",
-                flush=True,
+            LOG.info(
+                "build_instances: %s (%s, %s vCPUs) for %s, %s B of arguments",
+                data["display_name"],
+                flavor["name"],
+                flavor["vcpus"],
+                ctxt["user_id"],
+                len(json.dumps([instances, image, request_spec])),
             )
 
     @oslo_messaging.expected_exceptions(faults.InstanceNotFound)
     def get_instance(self, ctxt, instance_id):
-        print(f"get_instance({instance_id}): raising InstanceNotFound", flush=True)
+        LOG.info("get_instance(%s): raising InstanceNotFound", instance_id)
         raise faults.InstanceNotFound(instance_id)
 
 
 def main():
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    LOG.setLevel(logging.INFO)
     CONF(sys.argv[1:])
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,12 +62,12 @@ def main():
         [ComputeTaskEndpoint()],
     )
     server.start()
-    print("listening", flush=True)
+    LOG.info("listening")
     done.wait()
     server.stop()
     server.wait()
     transport.cleanup()
-    print("stopped", flush=True)
+    LOG.info("stopped")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import oslo_messaging
 from oslo_config import cfg
 
 CONF = cfg.CONF
+LOG = logging.getLogger("demo")  # endpoints run in several threads
 
 
 class WarnEndpoint:
@@ -23,7 +24,7 @@ class WarnEndpoint:
     filter_rule = oslo_messaging.NotificationFilter(publisher_id=r"^compute\.")
 
     def warn(self, ctxt, publisher_id, event_type, payload, metadata):
-        print(f"warn: {event_type} of {publisher_id}: {payload}", flush=True)
+        LOG.info("warn: %s of %s: %s", event_type, publisher_id, payload)
         return oslo_messaging.NotificationResult.HANDLED
 
 
@@ -31,12 +32,13 @@ class ErrorEndpoint:
     """Takes errors of everybody."""
 
     def error(self, ctxt, publisher_id, event_type, payload, metadata):
-        print(f"error: {event_type} of {publisher_id}: {payload}", flush=True)
+        LOG.info("error: %s of %s: %s", event_type, publisher_id, payload)
         return oslo_messaging.NotificationResult.HANDLED
 
 
 def main():
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    LOG.setLevel(logging.INFO)
     CONF(sys.argv[1:])
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -54,12 +56,12 @@ def main():
         [WarnEndpoint(), ErrorEndpoint()],
     )
     listener.start()
-    print("listening", flush=True)
+    LOG.info("listening")
     done.wait()
     listener.stop()
     listener.wait()
     transport.cleanup()
-    print("stopped", flush=True)
+    LOG.info("stopped")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import oslo_messaging
 from oslo_config import cfg
 
 CONF = cfg.CONF
+LOG = logging.getLogger("demo")  # endpoints run in several threads
 CONF.register_cli_opts([cfg.StrOpt("server", default="server1")])
 
 
@@ -28,7 +29,7 @@ class ServerControlEndpoint:
         self.stopped = threading.Event()
 
     def stop(self, ctxt):
-        print("stop()", flush=True)
+        LOG.info("stop()")
         self.stopped.set()
 
 
@@ -36,12 +37,13 @@ class TestEndpoint:
     """Returns what it is given."""
 
     def test(self, ctxt, arg):
-        print(f"test(arg={arg!r})", flush=True)
+        LOG.info("test(arg=%r)", arg)
         return arg
 
 
 def main():
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    LOG.setLevel(logging.INFO)
     CONF(sys.argv[1:])
     transport = oslo_messaging.get_rpc_transport(
         CONF, url=os.environ.get("TRANSPORT_URL")
@@ -53,7 +55,7 @@ def main():
         [control, TestEndpoint()],
     )
     server.start()
-    print("listening", flush=True)
+    LOG.info("listening")
     try:
         control.stopped.wait()
     except KeyboardInterrupt:
@@ -61,7 +63,7 @@ def main():
     server.stop()
     server.wait()
     transport.cleanup()
-    print("stopped", flush=True)
+    LOG.info("stopped")
 
 
 if __name__ == "__main__":
