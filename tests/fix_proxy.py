@@ -23,6 +23,9 @@ __all__ = ["Frame", "Link", "Method", "Proxy", "Publication", "proxy"]
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 
+# Linger for 0 s: closing sends RST.
+RESET = struct.pack("ii", 1, 0)
+
 # Arguments in the notation of amqp.serialization.loads.
 _METHODS = {
     (10, 11): ("connection.start-ok", "FsSs"),
@@ -213,6 +216,8 @@ class Proxy:
         self._lock = threading.Condition()
         self._links: list[Link] = []
         self._is_silent = False
+        self._is_slamming = False
+        self.slammed = 0
         self._is_closing = False
         self._drop: Predicate | None = None
         self._cut_at: tuple[Predicate, str, bool] | None = None
@@ -331,9 +336,18 @@ class Proxy:
         """Stop listening: the port refuses connections."""
         self._do(self._unlisten)
 
+    def slam(self) -> None:
+        """Reset each new connection as soon as it is made; count in `slammed`."""
+        self._do(lambda: setattr(self, "_is_slamming", True))
+
     def accept(self) -> None:
-        """End :meth:`refuse`, on the same port."""
-        self._do(self._listen)
+        """End :meth:`refuse` (on the same port) and :meth:`slam`."""
+
+        def accept() -> None:
+            self._is_slamming = False
+            self._listen()
+
+        self._do(accept)
 
     # --- the thread ---
 
@@ -400,8 +414,14 @@ class Proxy:
                 self._read(link, side)
 
     def _accept(self) -> None:
-        assert self._listener is not None
+        if self._listener is None:
+            return  # closed by a job that came in the same round
         client, _ = self._listener.accept()
+        if self._is_slamming:
+            self.slammed += 1
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            client.close()
+            return
         try:
             broker = socket.create_connection(
                 (self._broker.host, self._broker.port), timeout=5
@@ -488,9 +508,7 @@ class Proxy:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(side.sock)
             if how == "rst":
-                side.sock.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
+                side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             else:
                 # The last words, connection.close-ok for instance.
                 with contextlib.suppress(OSError):

@@ -1,0 +1,402 @@
+"""What goes wrong is said: the documented exception, host, cause, what to check.
+
+Within its deadline, without a password, and with the connection and the work
+of other threads unharmed.
+"""
+
+import contextlib
+import logging
+import socket
+import threading
+import traceback
+
+import oslo_messaging
+import pytest
+from fix_peer import Notes, TestEndpoint
+from oslo_config import cfg
+
+PASSWORD = "s3cret-Zq9/@:%"
+QUOTED = "s3cret-Zq9%2F%40%3A%25"
+
+QUICK = {"kombu_reconnect_delay": 0.05, "rabbit_retry_backoff": 0}
+
+
+def url_of(broker, *, user="guest", password="guest", vhost="", host=None, port=None):
+    host = host or broker.host
+    return f"fastmsg://{user}:{password}@{host}:{port or broker.port}/{vhost}"
+
+
+def all_text_of(error):
+    """Whatever a log or a console would show of an exception."""
+    return "".join([*traceback.format_exception(error), repr(error), str(error.args)])
+
+
+# --- the URL ---
+
+
+def test_an_unknown_option_of_the_url_is_no_such_option(driver, peers):
+    with pytest.raises(cfg.NoSuchOptError, match="no_such_thing"):
+        peers.transport(driver, query={"no_such_thing": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rabbit_retry_interval", "often"),
+        ("rabbit_qos_prefetch_count", "1.5"),
+        ("kombu_failover_strategy", "hope"),
+        ("rabbit_login_method", "PIGEON"),
+        ("ssl", "perhaps"),
+    ],
+)
+def test_a_bad_value_in_the_url_is_a_value_error(driver, peers, name, value):
+    with pytest.raises(ValueError, match=value):
+        peers.transport(driver, query={name: value})
+
+
+@pytest.mark.parametrize("value", ["soon", "-1"])
+def test_a_bad_send_timeout_is_a_value_error(fast, peers, value):
+    with pytest.raises(ValueError, match=f"{value}|greater"):
+        peers.transport(fast, query={"send_timeout": value})
+
+
+def test_a_port_that_cannot_be_is_an_invalid_url(fast, peers, broker):
+    with pytest.raises(oslo_messaging.InvalidTransportURL) as caught:
+        peers.transport(fast, url=url_of(broker, port=70000, password=QUOTED))
+
+    assert "70000" in str(caught.value)
+    assert "s3cret" not in all_text_of(caught.value)
+
+
+# --- what the broker or the network refuses ---
+
+
+@contextlib.contextmanager
+def peer_that_says(words):
+    """Listen on a port and greet whoever connects with these words."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = []
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    taken.append(connection)
+                    connection.sendall(words)
+                    if words.startswith(b"HTTP"):
+                        connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+    for connection in taken:
+        connection.close()
+
+
+def wrong_password(broker):
+    broker.add_user("operator", PASSWORD)
+    return url_of(broker, user="operator", password="wr0ng-Zq9"), "wr0ng"
+
+
+def missing_vhost(broker):
+    return url_of(broker, vhost="no-such-vhost"), None
+
+
+def forbidden_vhost(broker):
+    broker.add_user("stranger", PASSWORD, vhost="/")
+    broker.add_vhost("closed-vhost")
+    return url_of(broker, user="stranger", password=QUOTED, vhost="closed-vhost"), None
+
+
+def refused_port(broker):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return url_of(broker, port=probe.getsockname()[1]), None
+
+
+def unresolvable_host(broker):
+    return url_of(broker, host="no-such-host.invalid"), None
+
+
+#: What is wrong, and words that the text has to have.
+WRONG = {
+    wrong_password: ["ACCESS_REFUSED|refused", "user and password"],
+    missing_vhost: ["no-such-vhost", "virtual host"],
+    forbidden_vhost: ["closed-vhost", "virtual host|permissions"],
+    refused_port: ["refused", "host and port"],
+    unresolvable_host: ["no-such-host.invalid", "host and port"],
+}
+
+
+@pytest.fixture
+def tidy(broker):
+    """Take away what the cases below add to the broker."""
+    yield
+    for user in ("operator", "stranger"):
+        broker.evaluate(
+            f'catch rabbit_auth_backend_internal:delete_user(<<"{user}">>, <<"test">>)'
+        )
+    broker.evaluate('catch rabbit_vhost:delete(<<"closed-vhost">>, <<"test">>)')
+
+
+def assert_says(text, words):
+    for alternatives in words:
+        assert any(word in text for word in alternatives.split("|")), (
+            alternatives,
+            text,
+        )
+
+
+@pytest.mark.usefixtures("tidy")
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
+def test_a_cast_that_cannot_connect_says_why(fast, peers, broker, topic, wrong):
+    url, _ = wrong(broker)
+    client = peers.client(fast, topic=topic, url=url, retry=0)
+
+    with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+        client.cast({}, "echo")
+
+    assert_says(str(caught.value), WRONG[wrong])
+    assert url.rpartition("@")[2].split("/")[0].rpartition(":")[0] in str(caught.value)
+
+
+@pytest.mark.usefixtures("tidy")
+@pytest.mark.parametrize(
+    "wrong", [wrong_password, missing_vhost, forbidden_vhost], ids=lambda w: w.__name__
+)
+def test_a_refused_login_ends_everything_at_once_whatever_retry_says(
+    fast, peers, broker, topic, wrong
+):
+    url, _ = wrong(broker)
+    transport = peers.transport(fast, url=url)
+    client = peers.client(fast, topic=topic, transport=transport, timeout=30)
+
+    for act in (
+        lambda: client.cast({}, "echo"),
+        lambda: client.prepare(fanout=True).cast({}, "echo"),
+        lambda: client.call({}, "echo"),
+        lambda: peers.server(fast, TestEndpoint(), topic=topic, transport=transport),
+        lambda: peers.listener(fast, Notes(), topics=[topic], transport=transport),
+    ):
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+            act()
+        assert_says(str(caught.value), WRONG[wrong])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"AMQP\x00\x01\x00\x00",
+        b"\x16\x03\x01\x00\x05hello",
+        b"\x00" * 64,
+        b"\xff" * 200_000,
+    ],
+    ids=["http", "ssh", "amqp 1.0", "tls", "zeros", "flood"],
+)
+def test_a_peer_that_is_no_broker_is_said_to_be_none(fast, peers, broker, topic, words):
+    with peer_that_says(words) as port:
+        url = url_of(broker, port=port)
+        client = peers.client(fast, topic=topic, url=url, retry=0, timeout=3)
+
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+            client.cast({}, "echo")
+        with pytest.raises(
+            (oslo_messaging.MessageDeliveryFailure, oslo_messaging.MessagingTimeout)
+        ):
+            client.call({}, "echo")
+
+    assert f"127.0.0.1:{port}" in str(caught.value)
+    assert_says(str(caught.value), ["AMQP|broker", "host and port"])
+
+
+# --- what one operation is refused for, and others are not ---
+
+
+@pytest.fixture
+def bystander(fast, peers, topic):
+    """A client and a server on the same connections, which go on working."""
+    transport = peers.transport(fast)
+    peers.server(fast, TestEndpoint(), topic=f"{topic}-by", transport=transport)
+    client = peers.client(fast, topic=f"{topic}-by", transport=transport, timeout=5)
+    assert client.call({}, "echo", arg=1) == 1
+    return client
+
+
+def assert_unharmed(bystander, broker):
+    assert bystander.call({}, "echo", arg="still there") == "still there"
+    products = [row["client_properties"]["product"] for row in broker.connections()]
+    assert products.count("oslo-fastmsg") == 2
+
+
+def test_a_message_above_the_brokers_limit_is_refused_alone(
+    fast, peers, broker, topic, bystander
+):
+    limit = broker.evaluate("application:get_env(rabbit, max_message_size)")
+    broker.evaluate("application:set_env(rabbit, max_message_size, 100000)")
+    try:
+        # Channels ask for the limit when they are opened.
+        other = peers.transport(fast, query={"heartbeat_timeout_threshold": 33})
+        client = peers.client(fast, topic=topic, transport=other, timeout=5)
+        client.cast({}, "echo", arg="small")
+
+        for act in (client.cast, client.call):
+            with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+                act({}, "echo", arg="x" * 200_000)
+            assert_says(str(caught.value), ["message size|larger|PRECONDITION"])
+        client.cast({}, "echo", arg="small")
+        connections = len(broker.connections())
+    finally:
+        value = limit.removeprefix("{ok, ").removeprefix("{ok,").removesuffix("}")
+        broker.evaluate(f"application:set_env(rabbit, max_message_size, {value})")
+
+    assert connections <= 4
+    assert bystander.call({}, "echo", arg=2) == 2
+
+
+def test_an_exchange_that_may_not_be_written_is_a_delivery_failure(
+    fast, peers, broker, topic
+):
+    broker.set_permissions("guest", "/", write="^(?!forbidden).*")
+    try:
+        transport = peers.transport(fast)
+        client = peers.client(fast, topic=topic, transport=transport)
+        forbidden = peers.client(
+            fast, topic=topic, transport=transport, target={"exchange": "forbidden"}
+        )
+        client.cast({}, "echo")
+
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+            forbidden.cast({}, "echo")
+        assert_says(str(caught.value), ["ACCESS_REFUSED|access", "forbidden"])
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure):
+            forbidden.call({}, "echo")
+        client.cast({}, "echo")
+
+        assert len(broker.connections()) <= 2
+    finally:
+        broker.set_permissions("guest", "/")
+
+
+def test_a_queue_with_other_flags_refuses_a_server_alone(
+    fast, peers, broker, topic, spy, bystander
+):
+    spy.queue(topic, **{"x-max-length": 5})
+
+    with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+        peers.server(fast, TestEndpoint(), topic=topic, transport=bystander.transport)
+
+    assert_says(str(caught.value), ["x-max-length", "other options|compare", topic])
+    assert_unharmed(bystander, broker)
+
+
+def test_an_exchange_with_other_flags_refuses_a_cast_alone(
+    fast, peers, broker, topic, spy, bystander
+):
+    spy.tap_exchange(topic, kind="fanout")
+    client = peers.client(
+        fast, topic=topic, transport=bystander.transport, target={"exchange": topic}
+    )
+
+    with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+        client.cast({}, "echo")
+    with pytest.raises(oslo_messaging.MessageDeliveryFailure):
+        client.call({}, "echo")
+
+    assert_says(str(caught.value), ["PRECONDITION_FAILED|inequivalent", topic])
+    assert_unharmed(bystander, broker)
+
+
+def test_a_full_queue_that_refuses_is_a_delivery_failure(
+    fast, peers, broker, topic, spy, bystander
+):
+    """basic.nack, for x-overflow reject-publish."""
+    spy.tap_exchange("openstack", f"{topic}-unused")
+    queue = spy.queue(**{"x-max-length": 1, "x-overflow": "reject-publish"})
+    spy._channel.queue_bind(queue, "openstack", topic)
+    client = peers.client(fast, topic=topic, transport=bystander.transport)
+    client.cast({}, "echo")
+
+    with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
+        client.cast({}, "echo")
+
+    assert_says(str(caught.value), ["refused|nack|reject|not take", "limit"])
+    assert_unharmed(bystander, broker)
+
+
+def test_streams_without_their_conditions_are_refused_as_by_stock(fast, peers, topic):
+    client = peers.client(fast, topic=topic, rabbit={"rabbit_stream_fanout": True})
+
+    with pytest.raises(RuntimeError, match="rabbit_qos_prefetch_count"):
+        client.cast({}, "echo")
+
+
+def test_quorum_and_ha_together_are_refused_as_by_stock(driver, peers, topic):
+    with pytest.raises(RuntimeError, match="quorum"):
+        peers.server(
+            driver,
+            TestEndpoint(),
+            topic=topic,
+            rabbit={"rabbit_quorum_queue": True, "rabbit_ha_queues": True},
+        )
+
+
+def test_a_pool_that_cannot_be_is_a_driver_load_failure(driver, peers):
+    with pytest.raises(oslo_messaging.DriverLoadFailure, match="conn_pool_min_size"):
+        peers.transport(driver, query={"rpc_conn_pool_size": 1})
+
+
+# --- no password, ever ---
+
+
+@pytest.mark.usefixtures("tidy")
+def test_no_password_is_in_a_log_an_exception_or_a_repr(
+    fast, peers, broker, topic, proxy, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    broker.add_user("operator", PASSWORD)
+    texts = []
+
+    def attempt(url, act):
+        transport = peers.transport(fast, url=url, rabbit=QUICK)
+        texts.append(repr(transport._driver) + repr(vars(transport)))
+        try:
+            act(transport)
+        except Exception as error:
+            texts.append(all_text_of(error))
+
+    def cast(transport):
+        peers.client(fast, topic=topic, transport=transport, retry=0).cast({}, "echo")
+
+    def call(transport):
+        client = peers.client(fast, topic=topic, transport=transport, timeout=1)
+        client.call({}, "echo")
+
+    def serve(transport):
+        peers.server(fast, TestEndpoint(), topic=topic, transport=transport)
+
+    credentials = {"user": "operator", "password": QUOTED}
+    good = url_of(broker, **credentials)
+    for act in (cast, serve, call):
+        attempt(good, act)
+        attempt(good + "no-such-vhost", act)
+        attempt(url_of(broker, user="guest", password=QUOTED), act)
+    for act in (cast, call):
+        attempt(url_of(broker, **credentials, host="no-such-host.invalid"), act)
+        attempt(refused_port(broker)[0].replace("guest:guest", f"u:{QUOTED}"), act)
+    # A connection that is lost and made again.
+    lost = url_of(broker, **credentials, port=proxy.port)
+    transport = peers.transport(fast, url=lost, rabbit=QUICK)
+    cast(transport)
+    proxy.cut()
+    peers.client(fast, topic=topic, transport=transport).cast({}, "echo")
+    peers.close()
+
+    assert len(texts) > 20
+    ours = [r.getMessage() for r in caplog.records if "oslo_fastmsg" in r.name]
+    assert ours
+    for text in [*texts, caplog.text]:
+        assert "s3cret" not in text
