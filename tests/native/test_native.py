@@ -37,8 +37,7 @@ SANITIZERS = {
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:check_initialization_order=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
-    # Services fork, and so do the tests: the child starts threads of its own.
-    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:die_after_fork=0",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
 # A test ends long before; one that hangs says so itself, if it can.
 RUN_S = 120
