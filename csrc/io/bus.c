@@ -15,11 +15,11 @@ publishing_wanted(fm_conn *conn)
 }
 
 static bool
-publishing_hurry(fm_conn *conn, int64_t last_round)
+publishing_hurry(fm_conn *conn, int64_t last_failure)
 {
     fm_bus *bus = conn->owner;
 
-    return fm_publisher_is_impatient(&bus->publisher, last_round);
+    return fm_publisher_is_impatient(&bus->publisher, last_failure);
 }
 
 static void
@@ -88,10 +88,13 @@ consuming_wanted(fm_conn *conn)
 }
 
 static bool
-consuming_hurry(fm_conn *conn, int64_t last_round)
+consuming_hurry(fm_conn *conn, int64_t last_failure)
 {
-    (void)conn;
-    (void)last_round;
+    fm_bus *bus = conn->owner;
+
+    for (fm_consumer *each = bus->members; each != NULL; each = each->next)
+        if (!each->established && each->joined > last_failure)
+            return true;
     return false;
 }
 
@@ -273,11 +276,16 @@ fm_bus_close(fm_bus *bus, fm_deadline deadline)
     }
     fm_mutex_unlock(&registry.lock);
     if (last) {
+        bool attached;
+
         fm_mutex_lock(&bus->lock);
         bus->closing = true;
-        fm_mutex_unlock(&bus->lock);
-        if (atomic_load(&bus->attached)) {
+        attached = atomic_load(&bus->attached);
+        /* With the lock held: once it is seen the I/O thread may end. */
+        if (attached)
             fm_waker_signal(fm_loop_waker());
+        fm_mutex_unlock(&bus->lock);
+        if (attached) {
             while (!atomic_load(&bus->gone)) {
                 unsigned seen = fm_wake_read(&bus->wake);
 
@@ -295,6 +303,20 @@ fm_bus_close(fm_bus *bus, fm_deadline deadline)
 }
 
 /* --- any thread --- */
+
+fm_status
+fm_bus_set_attached(fm_bus *bus)
+{
+    fm_status status = FM_CLOSED;
+
+    fm_mutex_lock(&bus->lock);
+    if (!bus->closing) {
+        atomic_store_explicit(&bus->attached, true, memory_order_release);
+        status = FM_OK;
+    }
+    fm_mutex_unlock(&bus->lock);
+    return status;
+}
 
 /* The first use: from here on the I/O thread serves it. */
 static fm_status
@@ -392,15 +414,18 @@ fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer)
 
     if (status != FM_OK)
         return status;
+    fm_consumer_set_served(consumer, true);
     fm_mutex_lock(&bus->lock);
     if (bus->closing) {
         status = FM_CLOSED;
     } else {
         consumer->next = bus->joining;
         bus->joining = fm_consumer_ref(consumer);
+        fm_waker_signal(fm_loop_waker());
     }
     fm_mutex_unlock(&bus->lock);
-    fm_waker_signal(fm_loop_waker());
+    if (status != FM_OK)
+        fm_consumer_set_served(consumer, false);
     return status;
 }
 
@@ -436,6 +461,7 @@ admit(fm_bus *bus, fm_consumer *consumer)
     uint16_t id = free_id(bus);
 
     consumer->channel.id = id;
+    consumer->joined = fm_now();
     consumer->next = bus->members;
     bus->members = consumer;
     if (id == 0)

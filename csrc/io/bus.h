@@ -30,7 +30,7 @@ typedef struct fm_bus {
     unsigned generation; /* fm_fork_generation() it was made in. IMMUTABLE */
     unsigned users FM_GUARDED_BY(registry); /* transports that opened it */
     struct fm_bus *next_open FM_GUARDED_BY(registry);
-    atomic_bool attached; /* to the I/O thread */
+    atomic_bool attached; /* to the I/O thread; set with `lock` held */
 
     fm_conn publishing;
     fm_conn consuming;
@@ -91,6 +91,9 @@ void fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline);
 /* Have a consumer served. Its channel number is assigned later. */
 FM_MUST_CHECK fm_status fm_bus_add_consumer(
     fm_bus *bus, fm_consumer *consumer);
+
+/* For the loop: note that it is attached; FM_CLOSED if it is closing. */
+FM_MUST_CHECK fm_status fm_bus_set_attached(fm_bus *bus);
 
 /* --- the I/O thread --- */
 

@@ -421,6 +421,19 @@ collect_attempts(fm_conn *conn, int64_t now)
     }
 }
 
+/* The pause is over at retry_at; sooner for somebody who came after the last
+ * failure and will not wait that long, but never at once. */
+static fm_deadline
+next_round_at(fm_conn *conn)
+{
+    int64_t failed =
+        conn->last_round > conn->lost_at ? conn->last_round : conn->lost_at;
+
+    return failed + HURRY_NS < conn->retry_at && conn->ops->hurry(conn, failed)
+        ? failed + HURRY_NS
+        : conn->retry_at;
+}
+
 /* Start the attempts that are due; the round ends when all have failed. */
 static fm_deadline
 run_round(fm_conn *conn, int64_t now)
@@ -624,6 +637,7 @@ fm_conn_step(fm_conn *conn, int64_t now)
 {
     bool wanted = conn->ops->wanted(conn);
     fm_error closed = { .status = FM_CLOSED, .text = "closed" };
+    fm_deadline next;
 
     collect_attempts(conn, now);
     if (conn->state == FM_CONN_LEAVING)
@@ -632,10 +646,7 @@ fm_conn_step(fm_conn *conn, int64_t now)
     case FM_CONN_IDLE:
         if (!wanted)
             return FM_NEVER;
-        if (now < conn->retry_at)
-            return conn->retry_at;
-        start_round(conn, now);
-        return run_round(conn, now);
+        break;
     case FM_CONN_CONNECTING:
         if (wanted)
             return run_round(conn, now);
@@ -647,16 +658,7 @@ fm_conn_step(fm_conn *conn, int64_t now)
             set_state(conn, FM_CONN_IDLE);
             return FM_NEVER;
         }
-        if (now >= conn->retry_at
-            || (now >= conn->last_round + HURRY_NS
-                && conn->ops->hurry(conn, conn->last_round))) {
-            start_round(conn, now);
-            return run_round(conn, now);
-        }
-        if (conn->ops->hurry(conn, conn->last_round)
-            && conn->last_round + HURRY_NS < conn->retry_at)
-            return conn->last_round + HURRY_NS;
-        return conn->retry_at;
+        break;
     case FM_CONN_OPEN:
         if (!wanted) {
             start_close(conn, now);
@@ -670,9 +672,13 @@ fm_conn_step(fm_conn *conn, int64_t now)
         }
         return conn->close_at;
     case FM_CONN_LEAVING:
-        break;
+        return FM_NEVER;
     }
-    return FM_NEVER;
+    next = next_round_at(conn); /* IDLE or WAITING, and wanted */
+    if (now < next)
+        return next;
+    start_round(conn, now);
+    return run_round(conn, now);
 }
 
 void

@@ -73,7 +73,7 @@ typedef struct fm_conn fm_conn;
 typedef struct fm_conn_ops {
     bool (*wanted)(fm_conn *conn);
     /* Wanted so badly that waiting for the next round would be wrong. */
-    bool (*hurry)(fm_conn *conn, int64_t last_round);
+    bool (*hurry)(fm_conn *conn, int64_t last_failure);
     void (*up)(fm_conn *conn, int64_t now);
     void (*down)(fm_conn *conn, const fm_error *why);
     void (*round_failed)(fm_conn *conn, const fm_error *why);

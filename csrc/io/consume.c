@@ -105,9 +105,19 @@ fm_consumer_want(fm_consumer *consumer, fm_consumer_goal goal)
     fm_mutex_lock(&consumer->lock);
     if (goal > consumer->goal)
         consumer->goal = goal;
+    /* With the lock held: once it is closed the I/O thread may end. */
+    if (consumer->served && consumer->state != FM_CONSUMER_CLOSED)
+        fm_waker_signal(consumer->output->waker);
     fm_mutex_unlock(&consumer->lock);
     fm_wake_all(&consumer->wake); /* take() ends when it is stopped */
-    fm_waker_signal(consumer->output->waker);
+}
+
+void
+fm_consumer_set_served(fm_consumer *consumer, bool served)
+{
+    fm_mutex_lock(&consumer->lock);
+    consumer->served = served;
+    fm_mutex_unlock(&consumer->lock);
 }
 
 fm_status

@@ -69,6 +69,7 @@ typedef struct fm_consumer {
     fm_mutex lock;
     fm_consumer_goal goal FM_GUARDED_BY(lock);
     fm_consumer_state state FM_GUARDED_BY(lock); /* written by I/O thread */
+    bool served FM_GUARDED_BY(lock);             /* by the I/O thread */
     fm_error error FM_GUARDED_BY(lock);
     fm_delivery *intake FM_GUARDED_BY(lock); /* owned; oldest first */
     fm_delivery *last FM_GUARDED_BY(lock);
@@ -83,6 +84,7 @@ typedef struct fm_consumer {
     /* FM_OWNED_BY_THREAD(io). */
     fm_channel channel;
     struct fm_consumer *next; /* of the connection's */
+    int64_t joined;     /* when it became one of them */
     bool established;   /* was declared once: never FAILED any more */
     bool *cancelled;    /* owned; by queue: the broker ended its consumer */
     bool any_cancelled;
@@ -103,6 +105,9 @@ fm_consumer *fm_consumer_ref(fm_consumer *consumer);
 void fm_consumer_unref(fm_consumer *consumer); /* NULL is allowed */
 
 /* --- any thread --- */
+
+/* Said by the bus that it joins: the I/O thread is there to be woken. */
+void fm_consumer_set_served(fm_consumer *consumer, bool served);
 
 /* Raise the goal (a lower one is ignored) and wake the I/O thread. */
 void fm_consumer_want(fm_consumer *consumer, fm_consumer_goal goal);

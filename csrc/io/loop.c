@@ -224,21 +224,48 @@ start_locked(void) FM_REQUIRES(loop.life)
     return status;
 }
 
+/* End the thread if nobody needs it. */
+static void
+end_locked(void) FM_REQUIRES(loop.life)
+{
+    bool stop;
+
+    if (!loop.running)
+        return;
+    fm_mutex_lock(&loop.lock);
+    stop = loop.stop = loop.count == 0;
+    fm_mutex_unlock(&loop.lock);
+    if (!stop)
+        return;
+    fm_waker_signal(&loop.waker);
+    fm_thread_join(&loop.thread);
+    fm_waker_fini(&loop.waker);
+    loop.stop = false; /* nobody else is there to look */
+    loop.running = false;
+}
+
 fm_status
 fm_loop_attach(fm_bus *bus)
 {
     fm_status status;
 
     fm_mutex_lock(&loop.life);
+    if (atomic_load(&bus->attached)) { /* by a thread that came before us */
+        fm_mutex_unlock(&loop.life);
+        return FM_OK;
+    }
     status = start_locked();
-    if (status == FM_OK && !atomic_load(&bus->attached)) {
+    if (status == FM_OK)
+        status = fm_bus_set_attached(bus);
+    if (status == FM_OK) {
         fm_mutex_lock(&loop.lock);
         bus->next = loop.arriving;
         loop.arriving = fm_bus_ref(bus);
         loop.count++;
         fm_mutex_unlock(&loop.lock);
-        atomic_store_explicit(&bus->attached, true, memory_order_release);
         fm_waker_signal(&loop.waker);
+    } else {
+        end_locked(); /* it may have been started for nothing */
     }
     fm_mutex_unlock(&loop.life);
     return status;
@@ -247,19 +274,7 @@ fm_loop_attach(fm_bus *bus)
 void
 fm_loop_try_end(void)
 {
-    bool empty;
-
     fm_mutex_lock(&loop.life);
-    fm_mutex_lock(&loop.lock);
-    empty = loop.count == 0;
-    loop.stop = empty;
-    fm_mutex_unlock(&loop.lock);
-    if (empty && loop.running) {
-        fm_waker_signal(&loop.waker);
-        fm_thread_join(&loop.thread);
-        fm_waker_fini(&loop.waker);
-        loop.running = false;
-    }
-    loop.stop = false;
+    end_locked();
     fm_mutex_unlock(&loop.life);
 }

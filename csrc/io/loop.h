@@ -18,11 +18,14 @@
 
 struct fm_bus;
 
-/* What wakes the I/O thread; valid for ever, readable while it runs. */
+/* What wakes the I/O thread. The pointer is valid for ever, the descriptor in
+ * it while the thread runs: so other threads signal it only with a lock held
+ * that the I/O thread takes before it lets go of the bus in question, and
+ * only if that has not happened. */
 fm_waker *fm_loop_waker(void);
 
 /* Have the bus served, starting the thread if need be. Does nothing for one
- * that is attached already. */
+ * that is attached already; FM_CLOSED for one that is closing. */
 FM_MUST_CHECK fm_status fm_loop_attach(struct fm_bus *bus);
 
 /* End the thread if no bus is left, and wait for its end. */

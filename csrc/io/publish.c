@@ -693,13 +693,15 @@ fm_publisher_round_failed(fm_publisher *publisher, const fm_error *why)
 bool
 fm_publisher_is_impatient(fm_publisher *publisher, int64_t since)
 {
-    bool found = false;
+    bool found = false, refused;
 
     fm_mutex_lock(&publisher->output->lock);
+    refused = publisher->trouble.status == FM_REFUSED;
     for (int i = 0; i < FM_LANE_COUNT; i++)
         for (fm_message *each = publisher->lanes[i].first_unsent;
              each != NULL && !found; each = each->next)
-            found = each->retry != FM_RETRY_FOREVER && each->submitted > since;
+            found = (refused || each->retry != FM_RETRY_FOREVER)
+                && each->submitted > since;
     fm_mutex_unlock(&publisher->output->lock);
     return found;
 }

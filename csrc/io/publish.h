@@ -112,7 +112,8 @@ void fm_publisher_round_failed(fm_publisher *publisher, const fm_error *why);
 void fm_publisher_set_blocked(
     fm_publisher *publisher, bool blocked, fm_slice reason);
 
-/* Does a message with bounded `retry` wait that came after `since`? */
+/* Does a message wait that came after `since` and that the next failure, or
+ * refusal, would end? */
 bool fm_publisher_is_impatient(fm_publisher *publisher, int64_t since);
 
 /* Has anybody submitted, so that a connection is wanted? */

@@ -87,6 +87,21 @@ rig_close(fm_bus *bus)
     fm_bus_close(bus, fm_deadline_in(LONG_ENOUGH));
 }
 
+/* Print events, so that a failed test tells what happened. */
+static inline int
+rig_show_events(bool show)
+{
+    fm_event event;
+    int count = 0;
+
+    while (fm_event_wait(&event, fm_now()) == FM_OK) {
+        count++;
+        if (show)
+            fprintf(stderr, "  event %d: %s\n", event.level, event.text);
+    }
+    return count;
+}
+
 /* --- declarations --- */
 
 /* A queue on the default exchange. */
@@ -142,6 +157,8 @@ rig_reach(fm_consumer *consumer, fm_consumer_goal goal)
 
     fm_consumer_want(consumer, goal);
     status = fm_consumer_wait(consumer, fm_deadline_in(LONG_ENOUGH), &error);
+    if (status != FM_OK)
+        (void)rig_show_events(true);
     if (status != FM_OK)
         CHECK_FAIL("a consumer did not get to %d: %s: %s", (int)goal,
             fm_status_text(status), error.text);
@@ -382,19 +399,33 @@ rig_count(const char *folder)
     return count;
 }
 
-/* Print events, so that a failed test tells what happened. */
-static inline int
-rig_show_events(bool show)
-{
-    fm_event event;
-    int count = 0;
+/* The threads and descriptors of this process without a bus: what the first
+ * one leaves, for libraries keep something. */
+static int idle_threads, idle_descriptors;
 
-    while (fm_event_wait(&event, fm_now()) == FM_OK) {
-        count++;
-        if (show)
-            fprintf(stderr, "  event %d: %s\n", event.level, event.text);
+static inline void
+note_what_is_there(void)
+{
+    fm_bus *bus = rig_open("first", (rig_options){ 0 });
+
+    CHECK_INT(rig_cast(bus, "nobody", "x"), FM_OK);
+    rig_close(bus);
+    idle_threads = rig_count("/proc/self/task");
+    idle_descriptors = count_descriptors();
+}
+
+/* No bus, so neither thread nor descriptor of the core. */
+static inline void
+expect_nothing_left(void)
+{
+    /* A joined thread may be in /proc for a moment longer. */
+    for (int ms = 0; ms < 2000; ms++) {
+        if (rig_count("/proc/self/task") == idle_threads)
+            break;
+        usleep(1000);
     }
-    return count;
+    CHECK_INT(rig_count("/proc/self/task"), idle_threads);
+    CHECK_INT(count_descriptors(), idle_descriptors);
 }
 
 #endif
