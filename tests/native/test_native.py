@@ -4,6 +4,10 @@
 (base, wire, io) becomes one static library for each; what did not change is
 not compiled again. ``pytest tests/native -k 'test_buf and asan'`` runs one.
 
+A program called ``test_*_fork.c`` runs in a third build, ``plain``: after a fork
+in mid-traffic AddressSanitizer may hold a lock of its own for ever, and
+ThreadSanitizer lets the child start no thread.
+
 A program called ``test_broker_*.c`` finds the run's broker in FM_TEST_HOST,
 FM_TEST_PORT, FM_TEST_USER, FM_TEST_PASSWORD and FM_TEST_VHOST.
 """
@@ -33,6 +37,7 @@ FLAGS = [
 SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
+    "plain": [],
 }
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:check_initialization_order=1",
@@ -142,7 +147,7 @@ class Build:
         return program
 
 
-@pytest.fixture(scope="session", params=sorted(SANITIZERS))
+@pytest.fixture(scope="session")
 def build(request: pytest.FixtureRequest) -> Build:
     made = Build(request.param)
     made.compile_core()
@@ -152,15 +157,20 @@ def build(request: pytest.FixtureRequest) -> Build:
 def programs() -> list[object]:
     return [
         pytest.param(
+            name,
             source,
-            id=source.stem,
+            id=f"{source.stem}-{name}",
             marks=[pytest.mark.broker] if source.stem.startswith("test_broker") else [],
         )
+        for name in SANITIZERS
         for source in sorted(HERE.glob("test_*.c"))
+        if (name == "plain") == source.stem.endswith("_fork")
     ]
 
 
-@pytest.mark.parametrize("source", programs())
+@pytest.mark.parametrize(
+    ("build", "source"), programs(), indirect=["build"], scope="session"
+)
 def test_native(source: Path, build: Build, request: pytest.FixtureRequest) -> None:
     program = build.compile_program(source)
     environment = {**os.environ, **ENVIRONMENT}
