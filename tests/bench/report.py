@@ -76,7 +76,8 @@ def figures(
     def worst(key: str) -> float | None:
         rows = (f"call-{threads}-2k" for threads in cases.THREADS)
         ratios = [ratio(row, key, reference) for row in rows]
-        return max((each for each in ratios if each is not None), default=None)
+        known = [each for each in ratios if each is not None]
+        return max(known) if len(known) == len(ratios) else None
 
     def speed_up(step: str) -> float | None:
         times = codec.get("2k", {})
@@ -85,6 +86,8 @@ def figures(
         return times[f"json_{step}_us"] / times[f"fastmsg_{step}_us"]
 
     def connections() -> float | None:
+        if not any(row.startswith("call-64-") for row in measured):
+            return None
         counts = [peer["tcp"] for peer in resources.get("fastmsg", {}).values()]
         return max(counts, default=None)
 
