@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+from typing_extensions import Self
+
 _Declaration = (
     tuple[str, str, str, bool, bool]
     | tuple[str, str, bool, bool, dict[str, int | str | bool]]
@@ -40,12 +42,12 @@ def events_are_stopped() -> bool: ...
 
 @final
 class Topology:
-    def __init__(self, declarations: Sequence[_Declaration]) -> None: ...
+    def __new__(cls, declarations: Sequence[_Declaration]) -> Self: ...
 
 @final
 class Bus:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         hosts: Sequence[tuple[str, int, str, str]],
         virtual_host: str,
@@ -58,7 +60,7 @@ class Bus:
         interval_max: float,
         reconnect_delay: float,
         tls: Mapping[str, Any] | None,
-    ) -> None: ...
+    ) -> Self: ...
     def call(
         self,
         topology: Topology | None,
@@ -137,30 +139,30 @@ class Publication:
 
 @final
 class Flag:
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     def set(self) -> None: ...
     def is_set(self) -> bool: ...
 
 @final
 class Hub:
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     def fileno(self) -> int: ...
     def drain(self) -> list[int]: ...
 
 @final
 class Watch:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         hub: Hub,
         target: Call | Publication | Consumer | Flag | None,
         token: int,
-    ) -> None: ...
+    ) -> Self: ...
     def end(self) -> None: ...
 
 @final
 class Consumer:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         bus: Bus,
         declarations: Sequence[_Declaration],
         queues: Sequence[str],
@@ -168,7 +170,7 @@ class Consumer:
         prefetch: int,
         ack_on_take: bool,
         replies: bool,
-    ) -> None: ...
+    ) -> Self: ...
     def open(self, timeout: float | None) -> None: ...
     # Says what is wanted and returns; for a consumer of replies this is
     # enough, without open(): a call waits for its gate.
@@ -189,6 +191,6 @@ class Delivery:
     routing_key: str
     exchange: str
     redelivered: bool
-    def accept(self, unique_id: str | None) -> bool: ...
+    def accept(self, unique_id: str | None, /) -> bool: ...
     def ack(self) -> None: ...
-    def reject(self, requeue: bool) -> None: ...
+    def reject(self, requeue: bool, /) -> None: ...

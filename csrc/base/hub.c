@@ -75,8 +75,7 @@ fm_hub_drain(fm_hub *hub, uint64_t *tokens, size_t max)
 void
 fm_watch_begin(fm_watch *watch, fm_wake *wake, fm_hub *hub, uint64_t token)
 {
-    *watch = (fm_watch){ .hub = fm_hub_ref(hub), .wake = wake,
-        .token = token };
+    *watch = (fm_watch){ .hub = fm_hub_ref(hub), .wake = wake, .token = token };
     fm_mutex_lock(&watches_lock);
     watch->next = atomic_load(&wake->watches);
     atomic_store(&wake->watches, watch);

@@ -23,10 +23,10 @@ typedef struct fm_hub fm_hub;
 /* One waiter at one wake. Lives in the waiter's memory; all fields are
  * guarded by a lock of hub.c. */
 typedef struct fm_watch {
-    fm_hub *hub;    /* shared; NULL: not begun, or ended */
-    fm_wake *wake;  /* borrowed until fm_watch_end */
+    fm_hub *hub;   /* shared; NULL: not begun, or ended */
+    fm_wake *wake; /* borrowed until fm_watch_end */
     uint64_t token;
-    bool fired;     /* is in the hub's list */
+    bool fired;                  /* is in the hub's list */
     struct fm_watch *next;       /* of the wake's */
     struct fm_watch *next_fired; /* of the hub's */
 } fm_watch;

@@ -208,8 +208,8 @@ index_remove(fm_window *window, size_t gap)
     window->index[gap] = 0;
     for (size_t at = (gap + 1) & mask; window->index[at] != 0;
          at = (at + 1) & mask) {
-        size_t home = (size_t)window->ring[window->index[at] - 1].hash[0]
-            & mask;
+        size_t home =
+            (size_t)window->ring[window->index[at] - 1].hash[0] & mask;
 
         if (((at - home) & mask) < ((at - gap) & mask))
             continue; /* its probing starts behind the gap */
@@ -222,8 +222,7 @@ index_remove(fm_window *window, size_t gap)
 static void
 drop_oldest(fm_window *window)
 {
-    index_remove(
-        window, index_find(window, window->ring[window->first].hash));
+    index_remove(window, index_find(window, window->ring[window->first].hash));
     window->first = (window->first + 1) & (window->cap - 1);
     window->len--;
 }
@@ -231,8 +230,8 @@ drop_oldest(fm_window *window)
 static fm_status
 window_grow(fm_window *window)
 {
-    fm_window bigger = { .cap = window->cap == 0 ? FIRST_CAP
-                                                 : window->cap * 2 };
+    fm_window bigger = { .cap =
+                             window->cap == 0 ? FIRST_CAP : window->cap * 2 };
 
     bigger.ring = calloc(bigger.cap, sizeof(*bigger.ring));
     bigger.index = calloc(bigger.cap * 2, sizeof(*bigger.index));
@@ -288,4 +287,3 @@ fm_window_add(fm_window *window, const char *id, size_t len, int64_t now)
     window->len++;
     return FM_OK;
 }
-

@@ -32,9 +32,8 @@ fm_status_text(fm_status status)
     return texts[status];
 }
 
-static void
-set(fm_error *error, fm_status status, uint16_t code, const char *format,
-    va_list args) FM_PRINTF(4, 0);
+static void set(fm_error *error, fm_status status, uint16_t code,
+    const char *format, va_list args) FM_PRINTF(4, 0);
 
 static void
 set(fm_error *error, fm_status status, uint16_t code, const char *format,
@@ -47,8 +46,8 @@ set(fm_error *error, fm_status status, uint16_t code, const char *format,
 }
 
 fm_status
-fm_error_set(fm_error *error, fm_status status, uint16_t code,
-    const char *format, ...)
+fm_error_set(
+    fm_error *error, fm_status status, uint16_t code, const char *format, ...)
 {
     va_list args;
 
@@ -61,8 +60,7 @@ fm_error_set(fm_error *error, fm_status status, uint16_t code,
 }
 
 fm_status
-fm_error_set_errno(
-    fm_error *error, int errno_value, const char *format, ...)
+fm_error_set_errno(fm_error *error, int errno_value, const char *format, ...)
 {
     char words[128];
     size_t used;

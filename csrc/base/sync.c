@@ -82,8 +82,8 @@ fm_wake_all(fm_wake *wake)
      * we see the sleeper. */
     atomic_fetch_add(&wake->word, 1);
     if (atomic_load(&wake->sleepers) > 0)
-        syscall(SYS_futex, &wake->word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL,
-            NULL, 0);
+        syscall(
+            SYS_futex, &wake->word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
     if (atomic_load(&wake->watches) != NULL)
         fm_watch_fire(wake);
 }
@@ -102,8 +102,7 @@ fm_wake_wait(fm_wake *wake, unsigned seen, fm_deadline deadline)
     atomic_fetch_add(&wake->sleepers, 1);
     if (atomic_load(&wake->word) == seen)
         rc = syscall(SYS_futex, &wake->word, FUTEX_WAIT_BITSET_PRIVATE, seen,
-            deadline == FM_NEVER ? NULL : &until, NULL,
-            FUTEX_BITSET_MATCH_ANY);
+            deadline == FM_NEVER ? NULL : &until, NULL, FUTEX_BITSET_MATCH_ANY);
     if (rc != 0 && errno == ETIMEDOUT)
         status = FM_TIMED_OUT;
     else if (rc != 0 && errno == EINTR)
@@ -161,8 +160,8 @@ fm_waker_drain(fm_waker *waker)
 /* --- threads --- */
 
 fm_status
-fm_thread_start(fm_thread *thread, const char *name, void *(*body)(void *),
-    void *arg)
+fm_thread_start(
+    fm_thread *thread, const char *name, void *(*body)(void *), void *arg)
 {
     pthread_attr_t attr;
     sigset_t all, before;

@@ -97,8 +97,8 @@ typedef struct fm_thread {
     pthread_t handle;
 } fm_thread;
 
-FM_MUST_CHECK fm_status fm_thread_start(fm_thread *thread, const char *name,
-    void *(*body)(void *), void *arg);
+FM_MUST_CHECK fm_status fm_thread_start(
+    fm_thread *thread, const char *name, void *(*body)(void *), void *arg);
 void fm_thread_join(fm_thread *thread);
 void fm_thread_detach(fm_thread *thread);
 

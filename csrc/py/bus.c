@@ -48,8 +48,7 @@ copy_text(PyObject *text, char **to)
 static int
 read_hosts(PyObject *hosts, fm_conn_config *config)
 {
-    PyObject *items =
-        PySequence_Fast(hosts, "hosts is a sequence of tuples");
+    PyObject *items = PySequence_Fast(hosts, "hosts is a sequence of tuples");
     Py_ssize_t count;
     int rc = -1;
 
@@ -70,16 +69,15 @@ read_hosts(PyObject *hosts, fm_conn_config *config)
         PyObject *name, *user, *password;
         int port;
 
-        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(items, i),
-                "UiUU:host", &name, &port, &user, &password))
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(items, i), "UiUU:host",
+                &name, &port, &user, &password))
             goto done;
         if (port < 1 || port > UINT16_MAX) {
             PyErr_Format(PyExc_ValueError, "port %d does not exist", port);
             goto done;
         }
         host->port = (uint16_t)port;
-        if (copy_text(name, &host->name) < 0
-            || copy_text(user, &host->user) < 0
+        if (copy_text(name, &host->name) < 0 || copy_text(user, &host->user) < 0
             || copy_text(password, &host->password) < 0)
             goto done;
     }
@@ -155,8 +153,7 @@ read_tls(PyObject *tls, fm_conn_config *config)
     if (read_tls_flag(tls, "verify_peer", &to->verify_peer) < 0
         || read_tls_flag(tls, "verify_host", &to->verify_host) < 0
         || read_tls_flag(tls, "fips", &to->fips) < 0
-        || read_tls_text(
-               tls, "ca_file", &config->tls_strings[0], &to->ca_file)
+        || read_tls_text(tls, "ca_file", &config->tls_strings[0], &to->ca_file)
             < 0
         || read_tls_text(
                tls, "cert_file", &config->tls_strings[1], &to->cert_file)
@@ -209,10 +206,10 @@ static PyObject *
 make_key(const parameters *from)
 {
     return PyUnicode_FromFormat("%R %R %s %d %d %d %d %d %d %R", from->hosts,
-        from->virtual_host, from->login_method, from->heartbeat,
-        from->shuffle, (int)(from->interval_start * 1000),
-        (int)(from->interval_step * 1000), (int)(from->interval_max * 1000),
-        (int)(from->reconnect_delay * 1000), from->tls);
+        from->virtual_host, from->login_method, from->heartbeat, from->shuffle,
+        (int)(from->interval_start * 1000), (int)(from->interval_step * 1000),
+        (int)(from->interval_max * 1000), (int)(from->reconnect_delay * 1000),
+        from->tls);
 }
 
 static PyObject *
@@ -336,8 +333,8 @@ fill_body(fm_state *state, fm_message *message, PyObject *payload)
     return -1;
 }
 
-static char *call_names[] = { "topology", "exchange", "routing_key",
-    "payload", "msg_id", "replies", "timeout", "mandatory", "retry", NULL };
+static char *call_names[] = { "topology", "exchange", "routing_key", "payload",
+    "msg_id", "replies", "timeout", "mandatory", "retry", NULL };
 
 /* From the arguments of call() and begin_call() to a message ready to be
  * submitted, and its deadline. NULL with an exception set. */
@@ -376,8 +373,8 @@ prepare_call(
     memcpy(message->msg_id, from.msg_id, strlen(from.msg_id) + 1);
     /* As the stock driver rounds, from the number that the caller gave. */
     if (from.timeout != Py_None)
-        PyOS_snprintf(message->expiration, sizeof(message->expiration),
-            "%lld", (long long)(PyFloat_AsDouble(from.timeout) * 1000));
+        PyOS_snprintf(message->expiration, sizeof(message->expiration), "%lld",
+            (long long)(PyFloat_AsDouble(from.timeout) * 1000));
     return message;
 }
 
@@ -417,8 +414,8 @@ has_value(fm_state *state, PyObject *reply)
 /* Collect replies until the last; the last one with a value in it is what the
  * caller gets, as old servers send value and end in two parts. */
 static PyObject *
-collect_replies(fm_state *state, fm_bus *bus, fm_message *message,
-    fm_deadline deadline)
+collect_replies(
+    fm_state *state, fm_bus *bus, fm_message *message, fm_deadline deadline)
 {
     PyObject *best = NULL;
     bool ending = false;
@@ -447,8 +444,8 @@ collect_replies(fm_state *state, fm_bus *bus, fm_message *message,
 }
 
 PyDoc_STRVAR(call_doc,
-    "call(topology, exchange, routing_key, payload, *, msg_id, replies,\n"
-    "     timeout, mandatory, retry)\n--\n\n"
+    "call($self, topology, exchange, routing_key, payload, *, msg_id,\n"
+    "     replies, timeout, mandatory, retry)\n--\n\n"
     "Send a request and sleep until it is answered.\n\n"
     ":param payload: dict; `msg_id` is its `_msg_id`.\n"
     ":param replies: the Consumer of the queue that it names as `_reply_q`.\n"
@@ -498,8 +495,8 @@ done:
 }
 
 PyDoc_STRVAR(begin_call_doc,
-    "begin_call(topology, exchange, routing_key, payload, *, msg_id, replies,\n"
-    "           timeout, mandatory, retry)\n--\n\n"
+    "begin_call($self, topology, exchange, routing_key, payload, *, msg_id,\n"
+    "           replies, timeout, mandatory, retry)\n--\n\n"
     "Send a request as call() does, and return at once.\n\n"
     ":returns: Call, on which to wait for each reply.");
 
@@ -531,8 +528,8 @@ fail:
 }
 
 PyDoc_STRVAR(publish_doc,
-    "publish(topology, exchange, routing_key, payload, *, lane, mandatory,\n"
-    "        timeout, retry)\n--\n\n"
+    "publish($self, topology, exchange, routing_key, payload, *, lane,\n"
+    "        mandatory, timeout, retry)\n--\n\n"
     "Send a message and sleep until the broker has confirmed it.\n\n"
     ":param payload: dict to be enveloped, or bytes that are the body.\n"
     ":param lane: RPC, NOTIFY or FANOUT: the channel; each keeps order.\n"
@@ -548,15 +545,14 @@ static fm_message *
 prepare_publication(
     fm_state *state, PyObject *args, PyObject *kwargs, int64_t *timeout_ns)
 {
-    static char *names[] = { "topology", "exchange", "routing_key",
-        "payload", "lane", "mandatory", "timeout", "retry", NULL };
+    static char *names[] = { "topology", "exchange", "routing_key", "payload",
+        "lane", "mandatory", "timeout", "retry", NULL };
     request from = { 0 };
     fm_message *message;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OssO$ipOi:publish",
-            names, &from.topology, &from.exchange, &from.routing_key,
-            &from.payload, &from.lane, &from.mandatory, &from.timeout,
-            &from.retry)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OssO$ipOi:publish", names,
+            &from.topology, &from.exchange, &from.routing_key, &from.payload,
+            &from.lane, &from.mandatory, &from.timeout, &from.retry)
         || fm_seconds_to_ns(from.timeout, timeout_ns) < 0)
         return NULL;
     if (from.lane < 0 || from.lane >= FM_LANE_COUNT) {
@@ -610,7 +606,7 @@ done:
 }
 
 PyDoc_STRVAR(begin_publish_doc,
-    "begin_publish(topology, exchange, routing_key, payload, *, lane,\n"
+    "begin_publish($self, topology, exchange, routing_key, payload, *, lane,\n"
     "              mandatory, timeout, retry)\n--\n\n"
     "Send a message as publish() does, and return at once.\n\n"
     ":returns: Publication, on which to wait for the confirm.");
@@ -643,7 +639,8 @@ fail:
 }
 
 PyDoc_STRVAR(reply_doc,
-    "reply(routing_key, payload, *, mandatory, patience, timeout)\n--\n\n"
+    "reply($self, routing_key, payload, *, mandatory, patience, "
+    "timeout)\n--\n\n"
     "Hand a reply over; the core sends it and resends it after a loss of\n"
     "the connection. Sleeps only while too many replies wait.\n\n"
     ":param routing_key: the queue of the caller.\n"
@@ -657,8 +654,8 @@ PyDoc_STRVAR(reply_doc,
 static PyObject *
 Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = { "routing_key", "payload", "mandatory",
-        "patience", "timeout", NULL };
+    static char *names[] = { "routing_key", "payload", "mandatory", "patience",
+        "timeout", NULL };
     fm_state *state = fm_state_of(op);
     request from = { .exchange = "", .retry = -1 };
     fm_message *message = NULL;
@@ -709,7 +706,7 @@ done:
 }
 
 PyDoc_STRVAR(flush_doc,
-    "flush(timeout)\n--\n\n"
+    "flush($self, timeout)\n--\n\n"
     "Sleep until every reply handed over is confirmed or given up.\n\n"
     ":param timeout: seconds, or None for no limit.\n"
     ":returns: False at the timeout.");
@@ -725,8 +722,7 @@ Bus_flush(PyObject *op, PyObject *args, PyObject *kwargs)
     fm_bus *bus;
     int64_t ns;
 
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O:flush", names, &timeout)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:flush", names, &timeout)
         || fm_seconds_to_ns(timeout, &ns) < 0)
         return NULL;
     if (SELF(op)->bus == NULL)
@@ -772,14 +768,14 @@ conn_stats(fm_conn *conn)
 
     return Py_BuildValue("{sssNsKsKsi}", "state",
         state_name(atomic_load(&conn->seen_state)), "host",
-        PyUnicode_FromFormat("%s:%d", host->name, (int)host->port),
-        "connects", (unsigned long long)atomic_load(&conn->connects),
-        "bytes_sent", (unsigned long long)atomic_load(&conn->output.bytes),
-        "heartbeat", atomic_load(&conn->heartbeat_s));
+        PyUnicode_FromFormat("%s:%d", host->name, (int)host->port), "connects",
+        (unsigned long long)atomic_load(&conn->connects), "bytes_sent",
+        (unsigned long long)atomic_load(&conn->output.bytes), "heartbeat",
+        atomic_load(&conn->heartbeat_s));
 }
 
 PyDoc_STRVAR(stats_doc,
-    "stats()\n--\n\n"
+    "stats($self, /)\n--\n\n"
     "What this bus has done since the process began: a dict of counts.");
 
 static PyObject *
@@ -792,11 +788,9 @@ Bus_stats(PyObject *op, PyObject *Py_UNUSED(unused))
     if (bus == NULL)
         return NULL;
     fm_publisher_stats_get(&bus->publisher, &stats);
-    dict = Py_BuildValue(
-        "{sNsNsKsKsKsKsKsKsKsKsKsdsnsK}", "publishing",
-        conn_stats(&bus->publishing), "consuming",
-        conn_stats(&bus->consuming), "published",
-        (unsigned long long)stats.published, "confirmed",
+    dict = Py_BuildValue("{sNsNsKsKsKsKsKsKsKsKsKsdsnsK}", "publishing",
+        conn_stats(&bus->publishing), "consuming", conn_stats(&bus->consuming),
+        "published", (unsigned long long)stats.published, "confirmed",
         (unsigned long long)stats.confirmed, "nacked",
         (unsigned long long)stats.nacked, "returned",
         (unsigned long long)stats.returned, "resent",
@@ -813,7 +807,7 @@ Bus_stats(PyObject *op, PyObject *Py_UNUSED(unused))
 }
 
 PyDoc_STRVAR(close_doc,
-    "close()\n--\n\n"
+    "close($self, /)\n--\n\n"
     "Leave the bus; its last user closes the connections. Twice is allowed.");
 
 static PyObject *

@@ -17,8 +17,8 @@ typedef struct {
 
 /* Without the GIL. */
 static fm_status
-wait_reply(fm_bus *bus, fm_message *message, fm_deadline deadline,
-    fm_reply **reply)
+wait_reply(
+    fm_bus *bus, fm_message *message, fm_deadline deadline, fm_reply **reply)
 {
     fm_status status;
 
@@ -53,8 +53,7 @@ fm_call_next_reply(fm_state *state, fm_bus *bus, fm_message *message,
         return fm_raise_status(state, FM_NOT_FOUND); /* ended before */
     }
     *ending = reply->ending;
-    payload =
-        fm_codec_decode(&state->codec, reply->body.data, reply->body.len);
+    payload = fm_codec_decode(&state->codec, reply->body.data, reply->body.len);
     fm_reply_free(reply);
     if (payload != NULL && !PyDict_Check(payload)) {
         Py_DECREF(payload);
@@ -113,8 +112,8 @@ fm_call_make(fm_state *state, fm_bus *bus, fm_message *message)
 }
 
 PyObject *
-fm_publication_make(fm_state *state, fm_bus *bus, fm_message *message,
-    int64_t timeout_ns)
+fm_publication_make(
+    fm_state *state, fm_bus *bus, fm_message *message, int64_t timeout_ns)
 {
     PyObject *op = make(state->publication_type, bus, message);
 
@@ -136,7 +135,7 @@ fm_call_wake(fm_state *state, PyObject *object)
 /* --- methods of both --- */
 
 PyDoc_STRVAR(is_ready_doc,
-    "is_ready()\n--\n\n"
+    "is_ready($self, /)\n--\n\n"
     "Whether waiting would return or raise at once.");
 
 static PyObject *
@@ -159,7 +158,7 @@ end(PendingObject *self)
 }
 
 PyDoc_STRVAR(cancel_doc,
-    "cancel()\n--\n\n"
+    "cancel($self, /)\n--\n\n"
     "Stop waiting: what was not sent yet is not sent, later replies are\n"
     "dropped. Twice is allowed.");
 
@@ -189,7 +188,7 @@ Pending_dealloc(PyObject *op)
 /* --- Call --- */
 
 PyDoc_STRVAR(wait_doc,
-    "wait(timeout)\n--\n\n"
+    "wait($self, timeout)\n--\n\n"
     "Sleep until the next reply.\n\n"
     ":param timeout: seconds from now.\n"
     ":returns: the reply's payload; its member `ending` is false for a\n"
@@ -225,8 +224,7 @@ static PyMethodDef Call_methods[] = {
     { NULL, NULL, 0, NULL },
 };
 
-PyDoc_STRVAR(Call_doc,
-    "A call that Bus.begin_call() has sent.");
+PyDoc_STRVAR(Call_doc, "A call that Bus.begin_call() has sent.");
 
 static PyType_Slot Call_slots[] = {
     { Py_tp_doc, (void *)Call_doc },
@@ -246,7 +244,7 @@ static PyType_Spec Call_spec = {
 /* --- Publication --- */
 
 PyDoc_STRVAR(remaining_doc,
-    "remaining()\n--\n\n"
+    "remaining($self, /)\n--\n\n"
     "Seconds after which wait() might raise Timeout: look again then.");
 
 static PyObject *
@@ -265,7 +263,7 @@ Publication_remaining(PyObject *op, PyObject *Py_UNUSED(unused))
 }
 
 PyDoc_STRVAR(publication_wait_doc,
-    "wait()\n--\n\n"
+    "wait($self, /)\n--\n\n"
     "Sleep until it is confirmed, as Bus.publish() does.");
 
 static PyObject *
@@ -276,8 +274,7 @@ Publication_wait(PyObject *op, PyObject *Py_UNUSED(unused))
 
     if (self->over || !fm_bus_is_ours(self->bus))
         return fm_raise_status(state, FM_CLOSED);
-    if (fm_publication_wait(
-            state, self->bus, self->message, self->timeout_ns)
+    if (fm_publication_wait(state, self->bus, self->message, self->timeout_ns)
         < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -291,8 +288,7 @@ static PyMethodDef Publication_methods[] = {
     { NULL, NULL, 0, NULL },
 };
 
-PyDoc_STRVAR(Publication_doc,
-    "A message that Bus.begin_publish() has sent.");
+PyDoc_STRVAR(Publication_doc, "A message that Bus.begin_publish() has sent.");
 
 static PyType_Slot Publication_slots[] = {
     { Py_tp_doc, (void *)Publication_doc },
@@ -314,6 +310,5 @@ fm_call_types_add(PyObject *module, fm_state *state)
 {
     state->call_type = fm_type_add(module, &Call_spec);
     state->publication_type = fm_type_add(module, &Publication_spec);
-    return state->call_type == NULL || state->publication_type == NULL ? -1
-                                                                      : 0;
+    return state->call_type == NULL || state->publication_type == NULL ? -1 : 0;
 }

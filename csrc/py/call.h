@@ -11,8 +11,8 @@
  * dict, a new reference. *ending: it is the last one. NULL with an exception:
  * Timeout at the deadline (the text says what was missing), or what the
  * message failed with, or what a signal handler raised. */
-PyObject *fm_call_next_reply(fm_state *state, fm_bus *bus,
-    fm_message *message, fm_deadline deadline, bool *ending);
+PyObject *fm_call_next_reply(fm_state *state, fm_bus *bus, fm_message *message,
+    fm_deadline deadline, bool *ending);
 
 /* Sleep, without the GIL, until `message` is confirmed: 0, or -1 with an
  * exception: Timeout (see fm_bus_wait_confirm for what `timeout_ns` bounds),
@@ -23,7 +23,7 @@ int fm_publication_wait(
 /* Make a Call or Publication, which takes over both references, also when it
  * fails. */
 PyObject *fm_call_make(fm_state *state, fm_bus *bus, fm_message *message);
-PyObject *fm_publication_make(fm_state *state, fm_bus *bus,
-    fm_message *message, int64_t timeout_ns);
+PyObject *fm_publication_make(
+    fm_state *state, fm_bus *bus, fm_message *message, int64_t timeout_ns);
 
 #endif

@@ -119,8 +119,8 @@ Consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             &ack_on_take, &replies))
         return NULL;
     if (prefetch < 0 || prefetch > UINT16_MAX) {
-        PyErr_Format(PyExc_ValueError,
-            "prefetch is %d, not from 0 to 65535", prefetch);
+        PyErr_Format(
+            PyExc_ValueError, "prefetch is %d, not from 0 to 65535", prefetch);
         return NULL;
     }
     texts = read_names(queues, &tuple);
@@ -138,8 +138,8 @@ Consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         goto done;
     config = (fm_consumer_config){ texts, (size_t)PyTuple_GET_SIZE(tuple),
         (uint16_t)prefetch, replies };
-    status = fm_consumer_new(&config, topology, &bus->consuming.output,
-        &bus->replies, &consumer);
+    status = fm_consumer_new(
+        &config, topology, &bus->consuming.output, &bus->replies, &consumer);
     if (status != FM_OK) {
         (void)fm_raise_status(state, status);
         goto done;
@@ -217,7 +217,7 @@ wait_goal(ConsumerObject *self, fm_deadline deadline, fm_error *error)
 }
 
 PyDoc_STRVAR(open_doc,
-    "open(timeout)\n--\n\n"
+    "open($self, timeout)\n--\n\n"
     "Connect if need be, and sleep until everything is declared.\n\n"
     ":param timeout: seconds, or None for no limit.\n"
     ":raises Rejected: the broker refused a declaration.\n"
@@ -236,8 +236,7 @@ Consumer_open(PyObject *op, PyObject *args, PyObject *kwargs)
     int64_t ns;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:open", names, &timeout)
-        || fm_seconds_to_ns(timeout, &ns) < 0
-        || fm_consumer_add(state, op) < 0)
+        || fm_seconds_to_ns(timeout, &ns) < 0 || fm_consumer_add(state, op) < 0)
         return NULL;
     status = wait_goal(SELF(op), fm_deadline_in(ns), &error);
     if (status == FM_OK)
@@ -252,7 +251,7 @@ Consumer_open(PyObject *op, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(start_doc,
-    "start()\n--\n\n"
+    "start($self, /)\n--\n\n"
     "Consume from every queue, as soon as that is possible. Does not wait.");
 
 static PyObject *
@@ -293,14 +292,13 @@ make_list(fm_state *state, ConsumerObject *self, fm_delivery *taken)
             fm_consumer_reject(self->consumer, generation, tag, true);
             Py_CLEAR(list);
         }
-        settled = is_duplicate
-            || (delivery != NULL && fm_delivery_is_read(delivery));
+        settled =
+            is_duplicate || (delivery != NULL && fm_delivery_is_read(delivery));
         if (self->ack_on_take && settled) {
             if (in_one_go)
                 last_tag = tag;
             else
-                fm_consumer_ack(
-                    self->consumer, generation, tag, false, true);
+                fm_consumer_ack(self->consumer, generation, tag, false, true);
         } else if (self->ack_on_take && in_one_go) {
             /* The first one that is not read: settle those before it. */
             if (last_tag != 0)
@@ -320,7 +318,7 @@ make_list(fm_state *state, ConsumerObject *self, fm_delivery *taken)
 }
 
 PyDoc_STRVAR(take_doc,
-    "take(max, timeout)\n--\n\n"
+    "take($self, max, timeout)\n--\n\n"
     "Sleep until there are deliveries, and take up to `max` of them.\n\n"
     "Duplicates are dropped. With ack_on_take, those whose payload was read\n"
     "are acknowledged.\n\n"
@@ -343,8 +341,7 @@ Consumer_take(PyObject *op, PyObject *args, PyObject *kwargs)
 
     if (!PyArg_ParseTupleAndKeywords(
             args, kwargs, "nO:take", names, &max, &timeout)
-        || fm_seconds_to_ns(timeout, &ns) < 0
-        || check_usable(state, self) < 0)
+        || fm_seconds_to_ns(timeout, &ns) < 0 || check_usable(state, self) < 0)
         return NULL;
     deadline = fm_deadline_in(ns);
     for (;;) {
@@ -369,7 +366,7 @@ Consumer_take(PyObject *op, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(stop_doc,
-    "stop()\n--\n\n"
+    "stop($self, /)\n--\n\n"
     "Stop consuming. What was not taken goes back to its queue, take() ends;\n"
     "what was taken can still be settled, until close().");
 
@@ -390,7 +387,7 @@ Consumer_stop(PyObject *op, PyObject *Py_UNUSED(unused))
 }
 
 PyDoc_STRVAR(close_doc,
-    "close(delete=(), timeout=5.0)\n--\n\n"
+    "close($self, delete=(), timeout=5.0)\n--\n\n"
     "Close the channel; what was not settled goes back to its queue.\n\n"
     ":param delete: queues to delete first, if there is a connection.\n"
     ":param timeout: seconds to wait for the broker.");
@@ -416,8 +413,8 @@ Consumer_close(PyObject *op, PyObject *args, PyObject *kwargs)
         texts = read_names(delete, &tuple);
         if (texts == NULL)
             return NULL;
-        for (Py_ssize_t i = 0;
-             i < PyTuple_GET_SIZE(tuple) && status == FM_OK; i++)
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple) && status == FM_OK;
+             i++)
             status = fm_consumer_delete_at_close(self->consumer, texts[i]);
         PyMem_Free(texts);
         Py_DECREF(tuple);
@@ -471,8 +468,7 @@ static PyType_Slot Consumer_slots[] = {
 static PyType_Spec Consumer_spec = {
     .name = "oslo_fastmsg._core.Consumer",
     .basicsize = sizeof(ConsumerObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC
-        | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = Consumer_slots,
 };
 

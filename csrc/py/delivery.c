@@ -20,7 +20,8 @@ typedef struct {
 static bool
 slice_is(fm_slice slice, const char *text)
 {
-    return slice.len == strlen(text) && memcmp(slice.data, text, slice.len) == 0;
+    return slice.len == strlen(text)
+        && memcmp(slice.data, text, slice.len) == 0;
 }
 
 /* Nothing about it that Python should decide. */
@@ -48,8 +49,8 @@ read_payload(fm_state *state, const fm_delivery *delivery)
 
     if (!is_plain(delivery))
         return NULL;
-    payload = fm_codec_decode(
-        &state->codec, delivery->body.data, delivery->body.len);
+    payload =
+        fm_codec_decode(&state->codec, delivery->body.data, delivery->body.len);
     if (payload == NULL && PyErr_ExceptionMatches(state->bad_message))
         PyErr_Clear();
     if (payload != NULL && !PyDict_CheckExact(payload))
@@ -62,8 +63,7 @@ read_payload(fm_state *state, const fm_delivery *delivery)
 static PyObject *
 take_unique_id(fm_state *state, PyObject *payload)
 {
-    PyObject *id =
-        PyDict_GetItemWithError(payload, state->str_unique_id);
+    PyObject *id = PyDict_GetItemWithError(payload, state->str_unique_id);
 
     if (id == NULL)
         return NULL;
@@ -93,8 +93,7 @@ has_seen(ConsumerObject *consumer, PyObject *id)
     size_t len;
     const char *text = id_text(id, &len);
 
-    return text != NULL
-        && fm_consumer_has_seen(consumer->consumer, text, len);
+    return text != NULL && fm_consumer_has_seen(consumer->consumer, text, len);
 }
 
 static void
@@ -171,7 +170,7 @@ settle(DeliveryObject *self)
 }
 
 PyDoc_STRVAR(accept_doc,
-    "accept(unique_id, /)\n--\n\n"
+    "accept($self, unique_id, /)\n--\n\n"
     "Check a message that Python decoded for being a duplicate.\n\n"
     ":param unique_id: its `_unique_id`, or None if it has none.\n"
     ":returns: False: it was accepted before; acknowledge and drop it.");
@@ -196,7 +195,7 @@ Delivery_accept(PyObject *op, PyObject *unique_id)
 }
 
 PyDoc_STRVAR(ack_doc,
-    "ack()\n--\n\n"
+    "ack($self, /)\n--\n\n"
     "Acknowledge it, now; from now on its id counts as seen. Does nothing\n"
     "for one that is settled already.");
 
@@ -214,7 +213,7 @@ Delivery_ack(PyObject *op, PyObject *Py_UNUSED(unused))
 }
 
 PyDoc_STRVAR(reject_doc,
-    "reject(requeue, /)\n--\n\n"
+    "reject($self, requeue, /)\n--\n\n"
     "Refuse it.\n\n"
     ":param requeue: True: back to its queue; False: gone, unless the queue\n"
     "    has a dead-letter exchange.");
@@ -228,8 +227,7 @@ Delivery_reject(PyObject *op, PyObject *requeue)
     if (truth < 0)
         return NULL;
     if (settle(self))
-        fm_consumer_reject(self->consumer->consumer,
-            self->delivery->generation,
+        fm_consumer_reject(self->consumer->consumer, self->delivery->generation,
             self->delivery->deliver.delivery_tag, truth);
     Py_RETURN_NONE;
 }
@@ -335,8 +333,8 @@ Delivery_get_headers(PyObject *op, void *Py_UNUSED(closure))
 static PyObject *
 Delivery_get_queue(PyObject *op, void *Py_UNUSED(closure))
 {
-    const char *queue = fm_consumer_queue_of(
-        SELF(op)->consumer->consumer, SELF(op)->delivery);
+    const char *queue =
+        fm_consumer_queue_of(SELF(op)->consumer->consumer, SELF(op)->delivery);
 
     return PyUnicode_FromString(queue == NULL ? "" : queue);
 }
@@ -412,8 +410,7 @@ Delivery_dealloc(PyObject *op)
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(Delivery_doc,
-    "A message from Consumer.take().");
+PyDoc_STRVAR(Delivery_doc, "A message from Consumer.take().");
 
 static PyType_Slot Delivery_slots[] = {
     { Py_tp_doc, (void *)Delivery_doc },
@@ -428,8 +425,8 @@ static PyType_Slot Delivery_slots[] = {
 static PyType_Spec Delivery_spec = {
     .name = "oslo_fastmsg._core.Delivery",
     .basicsize = sizeof(DeliveryObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC
-        | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
+        | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = Delivery_slots,
 };
 

@@ -38,7 +38,7 @@ Flag_dealloc(PyObject *op)
 }
 
 PyDoc_STRVAR(set_doc,
-    "set()\n--\n\n"
+    "set($self, /)\n--\n\n"
     "Set it and wake whoever watches it, from any thread.");
 
 static PyObject *
@@ -52,7 +52,7 @@ Flag_set(PyObject *op, PyObject *Py_UNUSED(unused))
 }
 
 PyDoc_STRVAR(is_set_doc,
-    "is_set()\n--\n\n"
+    "is_set($self, /)\n--\n\n"
     "Whether it was set.");
 
 static PyObject *
@@ -130,7 +130,7 @@ Hub_dealloc(PyObject *op)
 }
 
 PyDoc_STRVAR(fileno_doc,
-    "fileno()\n--\n\n"
+    "fileno($self, /)\n--\n\n"
     "A descriptor that is readable while there are tokens.");
 
 static PyObject *
@@ -140,7 +140,7 @@ Hub_fileno(PyObject *op, PyObject *Py_UNUSED(unused))
 }
 
 PyDoc_STRVAR(drain_doc,
-    "drain()\n--\n\n"
+    "drain($self, /)\n--\n\n"
     "Take the tokens of all watches that fired since: a list of int.");
 
 static PyObject *
@@ -262,7 +262,7 @@ Watch_dealloc(PyObject *op)
 }
 
 PyDoc_STRVAR(end_doc,
-    "end()\n--\n\n"
+    "end($self, /)\n--\n\n"
     "Fire no more. Twice is allowed.");
 
 static PyObject *

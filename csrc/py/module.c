@@ -26,8 +26,7 @@ new_id(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     uint8_t id[16];
     char text[32];
 
-    if (pool.left < sizeof(id)
-        || pool.generation != fm_fork_generation()) {
+    if (pool.left < sizeof(id) || pool.generation != fm_fork_generation()) {
         /* Up to 256 bytes, getrandom() neither fails nor is cut short. */
         for (size_t at = 0; at < sizeof(pool.bytes); at += 256)
             if (getrandom(pool.bytes + at, 256, 0) != 256)

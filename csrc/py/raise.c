@@ -37,8 +37,8 @@ fm_raise_init(PyObject *module, fm_state *state)
 
         PyOS_snprintf(
             name, sizeof(name), "oslo_fastmsg._core.%s", classes[i].name);
-        exception = PyErr_NewExceptionWithDoc(
-            name, classes[i].doc, state->error, NULL);
+        exception =
+            PyErr_NewExceptionWithDoc(name, classes[i].doc, state->error, NULL);
         if (exception == NULL)
             return -1;
         state->exceptions[classes[i].status] = exception;
@@ -49,8 +49,7 @@ fm_raise_init(PyObject *module, fm_state *state)
         PyErr_NewExceptionWithDoc("oslo_fastmsg._core.BadMessage",
             "A body that the fast path does not read.", state->error, NULL);
     if (state->bad_message == NULL
-        || PyModule_AddObjectRef(module, "BadMessage", state->bad_message)
-            < 0)
+        || PyModule_AddObjectRef(module, "BadMessage", state->bad_message) < 0)
         return -1;
     state->exceptions[FM_BAD_MESSAGE] = Py_NewRef(state->bad_message);
     state->codec.bad_message = state->bad_message;

@@ -33,8 +33,7 @@ read_argument(PyObject *name, PyObject *value, fm_arg *out)
             return -1;
     } else {
         PyErr_Format(PyExc_TypeError,
-            "argument '%s' of a queue is neither int, str nor bool",
-            out->name);
+            "argument '%s' of a queue is neither int, str nor bool", out->name);
         return -1;
     }
     return 0;
@@ -117,8 +116,8 @@ add(fm_topology *topology, PyObject *item)
 fm_topology *
 fm_topology_from_python(fm_state *state, PyObject *declarations)
 {
-    PyObject *items = PySequence_Fast(
-        declarations, "declarations are a sequence of tuples");
+    PyObject *items =
+        PySequence_Fast(declarations, "declarations are a sequence of tuples");
     fm_topology *topology = NULL;
     fm_status status;
 
