@@ -168,9 +168,7 @@ def programs() -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("build", "source"), programs(), indirect=["build"], scope="session"
-)
+@pytest.mark.parametrize(("build", "source"), programs(), indirect=["build"])
 def test_native(source: Path, build: Build, request: pytest.FixtureRequest) -> None:
     program = build.compile_program(source)
     environment = {**os.environ, **ENVIRONMENT}
