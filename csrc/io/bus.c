@@ -487,6 +487,9 @@ admit_joining(fm_bus *bus)
     }
 }
 
+static const fm_error transport_closed = { .status = FM_CLOSED,
+    .text = "the transport was closed" };
+
 static void
 dismiss_closed(fm_bus *bus)
 {
@@ -502,6 +505,9 @@ dismiss_closed(fm_bus *bus)
         *link = consumer->next;
         if (consumer->channel.id != 0)
             bus->by_id[consumer->channel.id] = NULL;
+        /* The bus may live on for others, but whose replies came here will
+         * get none: a transport was cleaned up with calls in flight. */
+        fm_reply_fail_all(&bus->replies, consumer->gate, &transport_closed);
         fm_consumer_unref(consumer);
     }
 }
@@ -512,12 +518,9 @@ dismiss_closed(fm_bus *bus)
 static void
 begin_end(fm_bus *bus)
 {
-    static const fm_error closed = { .status = FM_CLOSED,
-        .text = "the transport was closed" };
-
     bus->ending = true;
     fm_publisher_close(&bus->publisher);
-    fm_reply_fail_all(&bus->replies, &closed);
+    fm_reply_fail_all(&bus->replies, NULL, &transport_closed);
     for (fm_consumer *each = bus->members; each != NULL; each = each->next)
         if (each->state != FM_CONSUMER_CLOSED)
             fm_consumer_abandon(each);

@@ -117,14 +117,16 @@ fm_reply_free(fm_reply *reply)
 }
 
 void
-fm_reply_fail_all(fm_reply_table *table, const fm_error *error)
+fm_reply_fail_all(
+    fm_reply_table *table, const struct fm_gate *gate, const fm_error *error)
 {
     size_t cursor = 0;
     fm_message *call;
 
     fm_mutex_lock(&table->lock);
     while ((call = fm_idmap_next(&table->calls, &cursor)) != NULL)
-        fm_message_finish(call, error); /* wakes only: calls nobody */
+        if (gate == NULL || call->gate == gate)
+            fm_message_finish(call, error); /* wakes only: calls nobody */
     fm_mutex_unlock(&table->lock);
 }
 

@@ -43,8 +43,10 @@ fm_reply *fm_reply_try_take(fm_reply_table *table, fm_message *call);
 bool fm_reply_is_there(fm_reply_table *table, fm_message *call);
 void fm_reply_free(fm_reply *reply);
 
-/* Fail every waiting call; for a bus that is given up. */
-void fm_reply_fail_all(fm_reply_table *table, const fm_error *error);
+/* Fail the waiting calls whose replies come through the consumer with this
+ * gate; NULL: every call, for a bus that is given up. */
+void fm_reply_fail_all(fm_reply_table *table, const struct fm_gate *gate,
+    const fm_error *error);
 
 size_t fm_reply_waiting(fm_reply_table *table);
 
