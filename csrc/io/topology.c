@@ -119,6 +119,19 @@ fm_topology_add_exchange(fm_topology *topology, const fm_exchange *exchange)
     return FM_OK;
 }
 
+/* Does it fit into a frame? Better to be told now than at each attempt. */
+static fm_status
+try_write(const fm_queue *queue)
+{
+    fm_script script;
+    fm_status status;
+
+    fm_script_init(&script, 1);
+    status = fm_script_add_queue(&script, queue);
+    fm_script_fini(&script);
+    return status;
+}
+
 fm_status
 fm_topology_add_queue(fm_topology *topology, const fm_queue *queue)
 {
@@ -126,8 +139,9 @@ fm_topology_add_queue(fm_topology *topology, const fm_queue *queue)
     struct fm_declaration *item;
     fm_status status;
 
-    if (count > FM_TABLE_MAX)
-        return FM_TOO_LARGE;
+    status = try_write(queue);
+    if (status != FM_OK)
+        return status;
     status = add(topology, DECLARE_QUEUE,
         (const char *const[3]){ queue->name, NULL, NULL }, &item);
     if (status != FM_OK)

@@ -34,7 +34,7 @@ fm_topology *fm_topology_ref(fm_topology *topology);
 void fm_topology_unref(fm_topology *topology); /* NULL is allowed */
 
 /* Append a declaration; all strings are copied. Before it is shared.
- * FM_TOO_LARGE: a name over 255 bytes or too many arguments. */
+ * FM_TOO_LARGE: a name over 255 bytes, or more arguments than fit. */
 FM_MUST_CHECK fm_status fm_topology_add_exchange(
     fm_topology *topology, const fm_exchange *exchange);
 FM_MUST_CHECK fm_status fm_topology_add_queue(

@@ -1,0 +1,201 @@
+/* io/topology.h and io/script.h: what is declared, and the answers to it. */
+#include "io/topology.h"
+
+#include "check.h"
+#include "io/frame.h"
+
+#include <stdlib.h>
+
+/* The methods in a script's bytes, each on its channel; how many. */
+static size_t
+read_methods(const fm_script *script, uint32_t *ids, size_t max)
+{
+    size_t at = 0, count = 0;
+
+    while (at < script->frames.len) {
+        fm_frame frame;
+        size_t used;
+
+        CHECK_INT(
+            fm_frame_split(script->frames.data + at, script->frames.len - at,
+                FM_FRAME_MAX_LEAST, &frame, &used),
+            FM_OK);
+        CHECK_INT(frame.channel, script->channel);
+        CHECK_INT(frame.type, FM_FRAME_METHOD);
+        CHECK(count < max);
+        CHECK_INT(
+            fm_amqp_method_id(frame.payload, frame.len, &ids[count]), FM_OK);
+        count++;
+        at += used;
+    }
+    return count;
+}
+
+static fm_topology *
+new_topology(void)
+{
+    fm_topology *topology;
+
+    CHECK_INT(fm_topology_new(&topology), FM_OK);
+    return topology;
+}
+
+static void
+declarations_are_written_in_order(void)
+{
+    static const uint32_t sent[] = { FM_METHOD_CHANNEL_OPEN,
+        FM_METHOD_EXCHANGE_DECLARE, FM_METHOD_QUEUE_DECLARE,
+        FM_METHOD_QUEUE_BIND };
+    static const uint32_t answers[] = { FM_METHOD_CHANNEL_OPEN_OK,
+        FM_METHOD_EXCHANGE_DECLARE_OK, FM_METHOD_QUEUE_DECLARE_OK,
+        FM_METHOD_QUEUE_BIND_OK };
+    fm_exchange exchange = { .name = "e", .type = "topic", .durable = true };
+    fm_arg arg = { .name = "x-expires", .integer = 60000 };
+    fm_queue queue = { .name = "q", .arguments = { &arg, 1 } };
+    fm_topology *topology = new_topology();
+    fm_script script;
+    uint32_t ids[8];
+
+    CHECK_INT(fm_topology_add_exchange(topology, &exchange), FM_OK);
+    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+    CHECK_INT(fm_topology_add_binding(topology, "q", "e", "key"), FM_OK);
+    fm_script_init(&script, 7);
+    CHECK_INT(fm_script_add_open(&script), FM_OK);
+    CHECK_INT(fm_topology_write(topology, &script), FM_OK);
+    CHECK_INT(read_methods(&script, ids, 8), 4);
+    CHECK_BYTES(ids, sizeof(sent), sent, sizeof(sent));
+    CHECK_INT(script.count, 4);
+    CHECK_BYTES(script.expect, sizeof(answers), answers, sizeof(answers));
+    fm_script_fini(&script);
+    fm_topology_unref(topology);
+}
+
+static void
+the_callers_strings_may_go(void)
+{
+    char name[] = "a queue", arg_name[] = "x-queue-type", text[] = "quorum";
+    fm_arg args[] = { { .name = arg_name, .kind = FM_ARG_TEXT, .text = text },
+        { .name = "b", .kind = FM_ARG_BOOL, .flag = true } };
+    fm_queue queue = { .name = name, .arguments = { args, 2 } };
+    fm_topology *topology = new_topology();
+    fm_script before, after;
+
+    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+    fm_script_init(&before, 1);
+    CHECK_INT(fm_script_add_queue(&before, &queue), FM_OK);
+    memset(name, 'x', sizeof(name) - 1);
+    memset(arg_name, 'x', sizeof(arg_name) - 1);
+    memset(text, 'x', sizeof(text) - 1);
+    memset(args, 0, sizeof(args));
+    fm_script_init(&after, 1);
+    CHECK_INT(fm_topology_write(topology, &after), FM_OK);
+    CHECK_BYTES(after.frames.data, after.frames.len, before.frames.data,
+        before.frames.len);
+    fm_script_fini(&before);
+    fm_script_fini(&after);
+    fm_topology_unref(topology);
+}
+
+static void
+what_amqp_cannot_say_is_refused(void)
+{
+    char name[257];
+    fm_arg args[FM_TABLE_MAX + 1] = { { .name = "a" } };
+    fm_queue queue = { .name = name };
+    fm_exchange exchange = { .name = name, .type = "topic" };
+    fm_topology *topology = new_topology();
+    fm_script script;
+
+    memset(name, 'n', 256);
+    name[256] = '\0';
+    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_TOO_LARGE);
+    CHECK_INT(fm_topology_add_exchange(topology, &exchange), FM_TOO_LARGE);
+    CHECK_INT(fm_topology_add_binding(topology, "q", name, ""), FM_TOO_LARGE);
+    name[255] = '\0';
+    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+    queue.arguments = (fm_table){ args, FM_TABLE_MAX + 1 };
+    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_TOO_LARGE);
+    /* What was refused is not in it. */
+    CHECK_INT(topology->count, 1);
+    fm_script_init(&script, 1);
+    CHECK_INT(fm_topology_write(topology, &script), FM_OK);
+    CHECK_INT(script.count, 1);
+    fm_script_fini(&script);
+    fm_topology_unref(topology);
+}
+
+/* Or every attempt to declare it would fail anew, for ever. */
+static void
+arguments_too_long_for_a_frame_are_refused(void)
+{
+    static char text[5000];
+    fm_arg arg = { .name = "x-long", .kind = FM_ARG_TEXT, .text = text };
+    fm_queue queue = { .name = "q", .arguments = { &arg, 1 } };
+    fm_topology *topology = new_topology();
+
+    memset(text, 't', sizeof(text) - 1);
+    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_TOO_LARGE);
+    CHECK_INT(topology->count, 0);
+    text[100] = '\0';
+    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+    fm_topology_unref(topology);
+}
+
+static void
+a_topology_grows(void)
+{
+    fm_topology *topology = new_topology();
+    fm_script script;
+
+    for (int i = 0; i < 100; i++) {
+        char name[16];
+        fm_queue queue = { .name = name };
+
+        snprintf(name, sizeof(name), "q%d", i);
+        CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+    }
+    fm_script_init(&script, 1);
+    CHECK_INT(fm_topology_write(topology, &script), FM_OK);
+    CHECK_INT(script.count, 100);
+    fm_script_fini(&script);
+    fm_topology_unref(topology);
+}
+
+static void
+every_step_of_a_script_has_its_answer(void)
+{
+    static const uint32_t sent[] = { FM_METHOD_CHANNEL_OPEN,
+        FM_METHOD_CONFIRM_SELECT, FM_METHOD_BASIC_QOS, FM_METHOD_BASIC_CONSUME,
+        FM_METHOD_BASIC_CANCEL, FM_METHOD_QUEUE_DELETE,
+        FM_METHOD_CHANNEL_CLOSE };
+    fm_script script;
+    uint32_t ids[8];
+
+    fm_script_init(&script, 65535);
+    CHECK_INT(fm_script_add_open(&script), FM_OK);
+    CHECK_INT(fm_script_add_confirm(&script), FM_OK);
+    CHECK_INT(fm_script_add_qos(&script, 100), FM_OK);
+    CHECK_INT(fm_script_add_consume(&script, "q", "1"), FM_OK);
+    CHECK_INT(fm_script_add_cancel(&script, "1"), FM_OK);
+    CHECK_INT(fm_script_add_delete(&script, "q"), FM_OK);
+    CHECK_INT(fm_script_add_close(&script), FM_OK);
+    CHECK_INT(read_methods(&script, ids, 8), 7);
+    CHECK_BYTES(ids, sizeof(sent), sent, sizeof(sent));
+    /* Each answer has the number after its method. */
+    for (size_t i = 0; i < 7; i++)
+        CHECK_INT(script.expect[i], ids[i] + 1);
+    fm_script_fini(&script);
+    fm_script_fini(&script);
+}
+
+int
+main(void)
+{
+    RUN(declarations_are_written_in_order);
+    RUN(the_callers_strings_may_go);
+    RUN(what_amqp_cannot_say_is_refused);
+    RUN(arguments_too_long_for_a_frame_are_refused);
+    RUN(a_topology_grows);
+    RUN(every_step_of_a_script_has_its_answer);
+    return 0;
+}
