@@ -16,15 +16,17 @@
 #endif
 
 enum {
-    READ_BYTES = 64 * 1024,   /* room for one read */
-    READ_TURNS = 16,          /* reads before others have their turn */
-    KEEP_BYTES = 512 * 1024,  /* what an empty receive buffer may keep */
+    READ_BYTES = 64 * 1024,  /* room for one read */
+    READ_TURNS = 16,         /* reads before others have their turn */
+    FLAPS_MAX = 10,          /* pauses grow no longer after so many */
+    KEEP_BYTES = 512 * 1024, /* what an empty receive buffer may keep */
 };
 #define OVERLAP_NS FM_NS_PER_S
 #define ATTEMPT_NS (10 * FM_NS_PER_S)
 #define CLOSE_NS (2 * FM_NS_PER_S)
 #define STABLE_NS (5 * FM_NS_PER_S)
 #define HURRY_NS FM_NS_PER_S
+#define FLAP_NS (300 * FM_NS_PER_MS)
 
 /* --- configuration --- */
 
@@ -77,7 +79,7 @@ typedef struct fm_attempt {
     struct fm_attempt *next;
     fm_conn_config *config; /* shared */
     size_t host;
-    char name[256]; /* connection_name */
+    char name[256];  /* connection_name */
     fm_waker *waker; /* borrowed: the loop's; outlives the attempt */
     fm_waker cancel; /* signaled: give up */
     bool cancelled;  /* nobody wants to know how it ends */
@@ -184,8 +186,7 @@ attempt_start(fm_conn *conn)
 static void
 cancel_attempts(fm_conn *conn)
 {
-    for (fm_attempt *each = conn->attempts; each != NULL;
-         each = each->next) {
+    for (fm_attempt *each = conn->attempts; each != NULL; each = each->next) {
         each->cancelled = true;
         fm_waker_signal(&each->cancel);
     }
@@ -249,11 +250,20 @@ back_off(const fm_conn *conn)
     const fm_conn_config *config = conn->config;
     int64_t growth = config->interval_step_ns * (int64_t)conn->rounds;
     int64_t interval = config->interval_start_ns
-        + (growth < config->interval_max_ns ? growth
-                                            : config->interval_max_ns);
+        + (growth < config->interval_max_ns ? growth : config->interval_max_ns);
 
     return interval / 10
         + (int64_t)random_below((uint64_t)(interval - interval / 10 + 1));
+}
+
+/* The same towards a host that takes us and throws us out again: it lives, so
+ * seconds will do. */
+static int64_t
+flap_pause(const fm_conn *conn)
+{
+    unsigned flaps = conn->flaps < FLAPS_MAX ? conn->flaps : FLAPS_MAX;
+
+    return FLAP_NS / 10 + (int64_t)random_below(flaps * (uint64_t)FLAP_NS);
 }
 
 /* --- losing a connection --- */
@@ -300,9 +310,9 @@ lose(fm_conn *conn, const fm_error *why)
     conn->lost_at = fm_now();
     conn->retry_at = conn->lost_at; /* a host that lives is tried at once */
     if (conn->lost_at - conn->up_at >= STABLE_NS)
-        conn->rounds = 0;
-    else if (conn->rounds++ > 0) /* no hot loop of being thrown out */
-        conn->retry_at += back_off(conn);
+        conn->flaps = 0;
+    else if (conn->flaps++ > 0) /* no hot loop of being thrown out */
+        conn->retry_at += flap_pause(conn);
     conn->ops->down(conn, why);
     leave(conn);
 }
@@ -336,12 +346,13 @@ become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
     host_text(conn, attempt->host, host, sizeof(host));
     if (conn->lost_at != 0)
         fm_event_post(FM_WARNING, "the %s connection is %s %s after %.1f s",
-            conn->role, conn->ever_up ? "back: connected to" : "made to",
-            host, (double)(now - conn->lost_at) / 1e9);
+            conn->role, conn->ever_up ? "back: connected to" : "made to", host,
+            (double)(now - conn->lost_at) / 1e9);
     else
         fm_event_post(FM_DEBUG, "the %s connection to %s is open (%s %s)",
             conn->role, host, conn->session.broker_product,
             conn->session.broker_version);
+    conn->rounds = 0;
     conn->ever_up = true;
     conn->ops->up(conn, now);
 }
@@ -383,8 +394,7 @@ end_round(fm_conn *conn, int64_t now)
             "cannot connect to the broker (%s, attempt %u, %zu host%s): %s; "
             "next attempt in %.1f s",
             conn->role, conn->rounds, hosts, hosts == 1 ? "" : "s",
-            conn->round_error.text,
-            (double)pause / 1e9);
+            conn->round_error.text, (double)pause / 1e9);
     conn->last_round = now;
     conn->retry_at = now + pause;
     set_state(conn, FM_CONN_WAITING);
@@ -537,18 +547,17 @@ take_frames(fm_conn *conn, fm_error *error)
 
         if (len == 0)
             break;
-        status = fm_frame_split(
-            data, len, conn->session.frame_max, &frame, &used);
+        status =
+            fm_frame_split(data, len, conn->session.frame_max, &frame, &used);
         if (status == FM_AGAIN)
             break;
         if (status == FM_BAD_FRAME)
-            return fm_frame_explain(
-                data, len, conn->session.frame_max, error);
+            return fm_frame_explain(data, len, conn->session.frame_max, error);
         if (status == FM_OK)
             status = take_frame(conn, &frame, error);
         if (status == FM_NO_MEMORY)
-            return fm_error_set(error, FM_NO_MEMORY, 0,
-                "out of memory for a received message");
+            return fm_error_set(
+                error, FM_NO_MEMORY, 0, "out of memory for a received message");
         if (status != FM_OK)
             return status;
         conn->in_at += used;

@@ -44,12 +44,12 @@ typedef struct fm_conn_config {
     char *virtual_host; /* owned */
     fm_mechanism mechanism;
     uint16_t heartbeat_s;
-    char *name; /* owned: what connection names begin with */
+    char *name;   /* owned: what connection names begin with */
     bool shuffle; /* begin anywhere, go on anywhere; else in turn */
     int64_t interval_start_ns; /* after the first round of hosts failed, ... */
     int64_t interval_step_ns;  /* ... more after each further one, ... */
     int64_t interval_max_ns;   /* ... up to start + this */
-    fm_tls_options tls; /* strings owned by tls_strings */
+    fm_tls_options tls;        /* strings owned by tls_strings */
     char *tls_strings[3];
 } fm_conn_config;
 
@@ -63,8 +63,8 @@ typedef enum fm_conn_state {
     FM_CONN_CONNECTING, /* attempts are under way */
     FM_CONN_WAITING,    /* all hosts failed: the next round is at retry_at */
     FM_CONN_OPEN,
-    FM_CONN_CLOSING,    /* connection.close is sent */
-    FM_CONN_LEAVING,    /* lost, but a writer still has the socket */
+    FM_CONN_CLOSING, /* connection.close is sent */
+    FM_CONN_LEAVING, /* lost, but a writer still has the socket */
 } fm_conn_state;
 
 typedef struct fm_conn fm_conn;
@@ -93,16 +93,17 @@ struct fm_conn {
     fm_conn_state state;
     fm_socket *socket; /* owned; changed with the output's lock held */
     fm_session session;
-    fm_buf in;    /* received; frames begin at in_at */
+    fm_buf in; /* received; frames begin at in_at */
     size_t in_at;
     int64_t last_read;
-    int64_t close_at; /* CLOSING: when to stop being polite */
+    int64_t close_at;            /* CLOSING: when to stop being polite */
     struct fm_attempt *attempts; /* owned: under way or to be collected */
-    size_t host;        /* where the next attempt goes */
-    size_t tried;       /* hosts tried in this round */
-    int64_t overlap_at; /* when the next host is tried beside this one */
+    size_t host;                 /* where the next attempt goes */
+    size_t tried;                /* hosts tried in this round */
+    int64_t overlap_at;   /* when the next host is tried beside this one */
     fm_error round_error; /* of the round's last failed attempt */
     bool round_refused;   /* every attempt of the round was refused */
+    unsigned flaps;       /* connections in a row that did not last */
     unsigned rounds;      /* failed in a row */
     int64_t retry_at;
     int64_t last_round;

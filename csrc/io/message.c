@@ -25,6 +25,7 @@ fm_message_new(fm_lane lane, const char *exchange, const char *routing_key,
     atomic_init(&message->status, FM_AGAIN);
     message->lane = lane;
     message->retry = FM_RETRY_FOREVER;
+    message->hold_ns = FM_NEVER;
     message->give_up = FM_NEVER;
     message->exchange = strdup(exchange);
     message->routing_key = strdup(routing_key);

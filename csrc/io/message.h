@@ -54,8 +54,10 @@ typedef struct fm_message {
     /* FM_IMMUTABLE after submission. */
     fm_lane lane;
     bool mandatory;
-    bool handed_over;    /* nobody waits: a reply that the core owns */
-    int retry;           /* connection losses and failed rounds it bears */
+    bool handed_over; /* nobody waits: a reply that the core owns */
+    int retry;        /* connection losses and failed rounds it bears */
+    int64_t hold_ns;  /* of a handed-over one: how long a connected broker may
+                       * not confirm it */
     fm_deadline give_up; /* until when a returned reply is tried again */
     char *exchange;      /* owned; "" is the default exchange */
     char *routing_key;   /* owned */

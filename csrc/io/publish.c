@@ -14,6 +14,7 @@ enum {
     NOT_FOUND = 404,     /* AMQP 0-9-1 section 1.8: reply codes */
     NO_ROUTE = 312,
 };
+#define EXPIRE_NS FM_NS_PER_S
 #define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
 
 /* --- life --- */
@@ -632,6 +633,15 @@ every_one(fm_message *message, const void *arg)
     return true;
 }
 
+/* A refused login is told to whoever waits; replies that nobody waits for
+ * stay for better credentials. */
+static bool
+is_awaited(fm_message *message, const void *arg)
+{
+    (void)arg;
+    return !message->handed_over;
+}
+
 static void
 stop_blocking_locked(fm_publisher *publisher)
 {
@@ -681,11 +691,11 @@ fm_publisher_round_failed(fm_publisher *publisher, const fm_error *why)
     publisher->trouble = *why;
     for (int i = 0; i < FM_LANE_COUNT; i++)
         cull_locked(publisher, &publisher->lanes[i],
-            why->status == FM_REFUSED ? every_one : bears_no_outage, NULL,
+            why->status == FM_REFUSED ? is_awaited : bears_no_outage, NULL,
             &failed);
     fm_handed_leave(&publisher->handed, &failed);
-    if (why->status == FM_REFUSED)
-        publisher->wanted = false; /* until the next message */
+    if (why->status == FM_REFUSED) /* perhaps until the next message */
+        publisher->wanted = publisher->handed.count > 0;
     fm_mutex_unlock(&publisher->output->lock);
     fm_settled_finish(&failed, &error);
 }
@@ -792,16 +802,65 @@ gate_is_broken(fm_message *message, const void *arg)
         && fm_gate_state_get(message->gate) == FM_GATE_BROKEN;
 }
 
+/* What is_overdue() compares with. */
+typedef struct clock_reading {
+    int64_t now;
+    int64_t up_since;
+} clock_reading;
+
+static bool
+is_overdue(fm_message *message, const void *arg)
+{
+    const clock_reading *at = arg;
+    int64_t since =
+        message->submitted > at->up_since ? message->submitted : at->up_since;
+
+    return message->handed_over && at->now - since > message->hold_ns;
+}
+
+/* Give up replies that a connected broker has not taken for too long: under
+ * an alarm, or stuck. Looks once a second while there are any; returns when
+ * to look again. */
+static fm_deadline
+expire_handed_locked(fm_publisher *publisher, int64_t now, fm_settled *overdue)
+    FM_REQUIRES(publisher->output->lock)
+{
+    fm_publisher_lane *lane = &publisher->lanes[FM_LANE_RPC];
+    clock_reading at = { now, publisher->up_since };
+
+    if (publisher->handed.count == 0 || publisher->up_since == 0)
+        return FM_NEVER;
+    if (now < publisher->expire_at)
+        return publisher->expire_at;
+    publisher->expire_at = now + EXPIRE_NS;
+    cull_locked(publisher, lane, is_overdue, &at, overdue);
+    for (uint64_t tag = lane->low; tag < lane->next; tag++) {
+        fm_message *message = fm_lane_get(lane, tag);
+
+        if (message != NULL && is_overdue(message, &at)) {
+            publisher->stats.failed++;
+            fm_settled_add(overdue, fm_lane_take(lane, tag));
+        }
+    }
+    fm_handed_leave(&publisher->handed, overdue);
+    return publisher->expire_at;
+}
+
 fm_deadline
 fm_publisher_step(fm_publisher *publisher, int64_t now)
 {
-    fm_settled broken = { NULL, NULL };
+    static const fm_error too_late = { .status = FM_TIMED_OUT,
+        .text = "the broker did not take it in time" };
+    fm_settled broken = { NULL, NULL }, overdue = { NULL, NULL };
+    fm_deadline expiry;
     fm_deadline next;
     bool up, more = false;
 
     fm_mutex_lock(&publisher->output->lock);
     up = fm_output_is_up_locked(publisher->output);
     next = unpark_locked(publisher, now);
+    expiry = expire_handed_locked(publisher, now, &overdue);
+    next = expiry < next ? expiry : next;
     cull_locked(publisher, &publisher->lanes[FM_LANE_RPC], gate_is_broken, NULL,
         &broken);
     fm_handed_leave(&publisher->handed, &broken);
@@ -816,6 +875,7 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
                 >= FM_OUTPUT_HIGH_WATER;
     }
     fm_mutex_unlock(&publisher->output->lock);
+    fm_settled_finish(&overdue, &too_late);
     while (broken.first != NULL) { /* each gate has its own error */
         fm_settled one = { broken.first, broken.first };
         fm_error error = broken.first->gate->error;

@@ -56,6 +56,7 @@ typedef struct fm_publisher {
     int64_t up_since; /* of the connection; 0 while down */
     fm_error trouble; /* the last thing that went wrong; FM_OK: nothing */
     fm_handed handed;
+    int64_t expire_at; /* when to look for overdue replies */
     fm_publisher_stats stats;
 
     fm_declarer declarer;

@@ -60,6 +60,8 @@ fm_reply_deliver(fm_reply_table *table, const char *msg_id, bool ending,
 
     fm_mutex_lock(&table->lock);
     call = fm_idmap_get(&table->calls, msg_id);
+    if (call != NULL && fm_message_status(call) != FM_AGAIN)
+        call = NULL; /* it has ended, and is about to be forgotten */
     if (call != NULL) {
         if (call->replies == NULL)
             call->replies = reply;

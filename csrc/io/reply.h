@@ -33,7 +33,8 @@ FM_MUST_CHECK fm_status fm_reply_expect(
 void fm_reply_forget(fm_reply_table *table, fm_message *call);
 
 /* I/O thread: give one reply to its caller and wake it. FM_OK takes *body
- * and leaves it empty; FM_NOT_FOUND, a late reply, leaves it. */
+ * and leaves it empty; FM_NOT_FOUND, a late reply or one too many, leaves
+ * it. */
 FM_MUST_CHECK fm_status fm_reply_deliver(fm_reply_table *table,
     const char *msg_id, bool ending, fm_buf *body);
 

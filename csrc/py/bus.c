@@ -647,7 +647,8 @@ PyDoc_STRVAR(reply_doc,
     ":param mandatory: find out when that queue is gone.\n"
     ":param patience: seconds for which a reply whose queue is gone is tried\n"
     "    again; then it is dropped with a line in the log.\n"
-    ":param timeout: seconds to sleep at most while too many replies wait.\n"
+    ":param timeout: seconds for which a connected broker may not confirm it,\n"
+    "    and for which to sleep at most while too many replies wait.\n"
     ":raises Timeout: too many wait, for too long.\n"
     ":raises TypeError, ValueError: the payload has no JSON form.");
 
@@ -680,6 +681,7 @@ Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
     if (message == NULL || fill_body(state, message, from.payload) < 0)
         goto done;
     message->handed_over = true;
+    message->hold_ns = timeout_ns;
     message->give_up = fm_deadline_in(ns);
     /* With the GIL: the submission never waits, and giving the GIL away for
      * some microseconds may cost milliseconds to get it back. */
