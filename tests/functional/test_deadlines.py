@@ -325,6 +325,28 @@ def leave_a_note(spy, topic):
     spy.send("", f"{topic}.info", envelope({**note, "timestamp": "t"}))
 
 
+def test_replies_come_through_under_an_alarm(
+    fast, peers, topic, broker, alarm, background
+):
+    """The caller's publishing connection is blocked, not the one he listens on."""
+    endpoint = TestEndpoint()
+    # Other parameters, so connections of its own.
+    server_options = {"heartbeat_timeout_threshold": 50}
+    peers.server(fast, endpoint, topic=topic, rabbit=server_options)
+    client = peers.client(fast, topic=topic, query={"send_timeout": TIMEOUT})
+    pending = background(client.call, {}, "wait")
+    endpoint.seen.wait()
+    alarm()
+    for _ in range(2):
+        start_cast(client)
+    wait_until(lambda: "blocked" in {row["state"] for row in broker.connections()})
+
+    # The server has not published since; its first message is let through.
+    endpoint.gate.set()
+
+    assert pending.result(5) == "opened"
+
+
 # --- stopping ---
 
 

@@ -1,0 +1,180 @@
+"""The same message twice: by its unique id, per listener."""
+
+import uuid
+
+import oslo_messaging
+from fix_objects import wait_until
+from fix_peer import Notes, TestEndpoint
+from fix_wire import envelope, request
+
+
+def note(unique_id, payload):
+    return envelope(
+        {
+            "message_id": str(uuid.uuid4()),
+            "publisher_id": "p",
+            "event_type": "e",
+            "priority": "INFO",
+            "payload": payload,
+            "timestamp": "2026-11-21 00:00:00.000001",
+            "_unique_id": unique_id,
+        }
+    )
+
+
+def test_the_same_request_twice_runs_once(peers, driver, topic, spy):
+    endpoint = TestEndpoint()
+    peers.server(driver, endpoint, topic=topic, threads=1)
+    body = request("echo", arg="once")
+
+    for _ in range(3):
+        spy.send("openstack", topic, body)
+    spy.send("openstack", topic, request("echo", arg="after"))
+
+    assert endpoint.seen.wait(2) == ["once", "after"]
+
+
+def test_the_same_call_twice_is_answered_once(peers, driver, topic, spy):
+    endpoint = TestEndpoint()
+    peers.server(driver, endpoint, topic=topic, threads=1)
+    replies = spy.tap()
+    body = request("echo", None, replies.queue, arg="once")
+
+    spy.send("openstack", topic, body)
+    spy.send("openstack", topic, body)
+    replies.get()
+    spy.send("openstack", topic, request("echo", None, replies.queue, arg="after"))
+    replies.get()
+
+    assert endpoint.seen.items() == ["once", "after"]
+    assert replies.is_empty()
+
+
+def test_a_duplicate_is_known_after_thousands_of_others(fast, peers, topic, spy):
+    """Stock forgets after 16."""
+    endpoint = TestEndpoint()
+    peers.server(fast, endpoint, topic=topic, threads=1)
+    body = request("echo", arg="once")
+
+    spy.send("openstack", topic, body)
+    spy.send_many(
+        "openstack", topic, [request("echo", arg=number) for number in range(5000)]
+    )
+    spy.send("openstack", topic, body)
+    spy.send("openstack", topic, request("echo", arg="after"))
+
+    seen = endpoint.seen.wait(5002)
+    assert seen == ["once", *range(5000), "after"]
+
+
+def test_a_duplicate_through_another_queue_of_the_server_is_known(
+    peers, driver, topic, spy
+):
+    """T, T.S and the fanout queue have one listener."""
+    endpoint = TestEndpoint()
+    peers.server(driver, endpoint, topic=topic, server="h", threads=1)
+    body = request("echo", arg="once")
+
+    spy.send("openstack", topic, body)
+    endpoint.seen.wait()
+    spy.send("openstack", f"{topic}.h", body)
+    spy.send(f"{topic}_fanout", "", body)
+    spy.send("openstack", f"{topic}.h", request("echo", arg="after"))
+    spy.send(f"{topic}_fanout", "", request("echo", arg="after all"))
+
+    assert set(endpoint.seen.wait(3)) == {"once", "after", "after all"}
+    assert endpoint.seen.items().count("once") == 1
+
+
+def test_two_servers_of_a_process_each_run_a_fanout(peers, driver, topic):
+    """The window is the listener's, not the process's."""
+    transport = peers.transport(driver)
+    endpoints = [TestEndpoint(), TestEndpoint()]
+    for number, endpoint in enumerate(endpoints):
+        peers.server(
+            driver, endpoint, topic=topic, server=f"s{number}", transport=transport
+        )
+    client = peers.client(driver, topic=topic, transport=transport)
+
+    client.prepare(fanout=True).cast({}, "echo", arg="all")
+
+    for endpoint in endpoints:
+        assert endpoint.seen.wait() == ["all"]
+
+
+def test_requests_without_an_id_are_never_duplicates(peers, driver, topic, spy):
+    endpoint = TestEndpoint()
+    peers.server(driver, endpoint, topic=topic)
+    body = envelope({"method": "echo", "args": {"arg": 1}})
+
+    for _ in range(3):
+        spy.send("openstack", topic, body)
+
+    assert endpoint.seen.wait(3) == [1, 1, 1]
+
+
+def test_a_duplicate_in_another_form_is_known_too(fast, peers, topic, spy):
+    """One that the fast path of the decoder does not read."""
+    endpoint = TestEndpoint()
+    peers.server(fast, endpoint, topic=topic, threads=1)
+    body = request("echo", arg="once")
+    odd = b" " + body.replace(b"echo", b"\\u0065cho")
+
+    for each in (body, odd, odd, body):
+        spy.send("openstack", topic, each)
+    spy.send("openstack", topic, request("echo", arg="after"))
+
+    assert endpoint.seen.wait(2) == ["once", "after"]
+
+
+def test_a_duplicate_notification_is_acknowledged(fast, peers, topic, spy, broker):
+    """Stock leaves it unacknowledged until the connection ends."""
+    notes = Notes(["info"])
+    peers.listener(fast, notes, topics=[topic])
+    queue = f"{topic}.info"
+
+    def settled():
+        return broker.queue(queue)["messages"] == 0
+
+    spy.send("openstack", queue, note("a" * 32, 1))
+    notes.seen.wait()
+    wait_until(settled)
+    spy.send("openstack", queue, note("a" * 32, 1))
+    spy.send("openstack", queue, note("b" * 32, 2))
+    notes.seen.wait(2)
+
+    wait_until(settled)
+    assert [n["payload"] for n in notes.seen.items()] == [1, 2]
+
+
+def test_a_requeued_notification_is_no_duplicate(fast, peers, topic, spy, broker):
+    answers = iter([oslo_messaging.NotificationResult.REQUEUE] * 3)
+    notes = Notes(["info"], lambda note: next(answers, None))
+    peers.listener(fast, notes, topics=[topic], requeue=True, threads=1)
+    queue = f"{topic}.info"
+
+    spy.send("openstack", queue, note("a" * 32, "again"))
+    seen = notes.seen.wait(4)
+    assert [n["payload"] for n in seen] == ["again"] * 4
+    wait_until(lambda: broker.queue(queue)["messages"] == 0)
+
+    # Now it was acknowledged, and counts.
+    spy.send("openstack", queue, note("a" * 32, "again"))
+    spy.send("openstack", queue, note("c" * 32, "after"))
+    assert notes.seen.wait(5)[-1]["payload"] == "after"
+
+
+def test_a_notification_whose_endpoint_still_runs_when_its_double_comes(
+    fast, peers, topic, spy, broker
+):
+    """Neither of the two was acknowledged yet: both are delivered, as in stock."""
+    notes = Notes(["info"])
+    spy.queue(f"{topic}.info")
+    for _ in range(2):
+        spy.send("", f"{topic}.info", note("a" * 32, 1))
+
+    peers.listener(fast, notes, topics=[topic], threads=1)
+
+    notes.seen.wait()
+    wait_until(lambda: broker.queue(f"{topic}.info")["messages"] == 0)
+    assert 1 <= len(notes.seen) <= 2
