@@ -1,13 +1,14 @@
 """Carries what the core has to say into ``logging`` (logger ``oslo_fastmsg``).
 
 The core's threads never take the GIL, so they put their lines into a bounded
-ring. One daemon thread per process empties it; it sleeps while there is
-nothing, starts with the first connection in use and ends with the last one.
+ring. One daemon thread per process empties it (a greenthread where threads
+are green); it sleeps while there is nothing, starts with the first connection
+in use and ends with the last one.
 """
 
 import contextlib
+import functools
 import logging
-import threading
 import weakref
 
 from oslo_fastmsg import _core, _waiting
@@ -25,35 +26,56 @@ class _Drain:
     """The thread, and those for whose sake it runs."""
 
     def __init__(self) -> None:
-        self._lock = _waiting.Lock()
+        self._lock = _waiting.make_lock()
         # Weak: a transport that is dropped without cleanup() is no reason to
         # keep the thread when all others are gone.
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
-        self._thread: threading.Thread | None = None
+        self._task: _waiting.Task | None = None
+        self._ending: _waiting.Task | None = None  # told to, the last one
+        self._starts = 0
 
     def retain(self, user: object) -> None:
         with self._lock:
             self._users.add(user)
-            if self._thread is None:
-                _core.resume_events()
-                self._thread = _waiting.spawn(_run, "fastmsg-events")
+            if self._task is None:
+                self._starts += 1
+                self._task = _waiting.spawn(
+                    functools.partial(self._run, self._starts, self._ending),
+                    "fastmsg-events",
+                    is_independent=True,
+                )
 
     def release(self, user: object) -> None:
         with self._lock:
             self._users.discard(user)
-            if self._users or self._thread is None:
+            if self._users or self._task is None:
                 return
-            thread, self._thread = self._thread, None
-            # Under the lock, so that a retain() of now starts after the end.
+            task, self._task = self._task, None
+            self._ending = task
             _core.stop_events()
-            _waiting.join(thread, _JOIN_S)
+        _waiting.join(task, _JOIN_S)
+
+    def _run(self, number: int, predecessor: _waiting.Task | None) -> None:
+        if predecessor is not None:
+            # The ring has one stop for all: so one after the other.
+            _waiting.join(predecessor)
+            del predecessor
+        with self._lock:
+            # Or else it was released before it began, and logs what is left.
+            if self._task is not None and self._starts == number:
+                self._ending = None
+                _core.resume_events()
+        _log_all()
 
 
 _drain = _Drain()
 
 
 def retain(user: object) -> None:
-    """Have events logged for as long as `user` lives or until its release."""
+    """Have events logged for as long as `user` lives or until its release.
+
+    Does not switch greenlets.
+    """
     _drain.retain(user)
 
 
@@ -68,7 +90,7 @@ def forget() -> None:
     _drain = _Drain()
 
 
-def _run() -> None:
+def _log_all() -> None:
     while (event := _waiting.next_event()) is not None:
         level, text = event
         # A handler that fails is to be heard of elsewhere; the next line may

@@ -1,12 +1,12 @@
 """What ``listen()`` returns: deliveries from the core become callbacks.
 
-One Python thread per listener sleeps in the core until there are deliveries
-and calls oslo.messaging's callback, which hands them to the executor. Nobody
-but that thread calls it, so messages are handed over in delivery order.
+One Python thread per listener (a greenthread where threads are green) sleeps
+until the core has deliveries and calls oslo.messaging's callback, which hands
+them to the executor. Nobody but that thread calls it, so messages are handed
+over in delivery order.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,7 +95,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
         self._delete = delete
         self._brokers = brokers
         self._stopping = _waiting.Signal()
-        self._thread: threading.Thread | None = None
+        self._task: _waiting.Task | None = None
 
     def start(self, on_incoming_callback: Callable[[list[Any]], Any]) -> None:
         """Begin to consume and to call back, in a thread of its own.
@@ -108,7 +108,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
             self._consumer.start()
         except _core.Error as error:
             raise _errors.translate(error, "consuming", self._brokers) from error
-        self._thread = _waiting.spawn(self._run, "fastmsg-listener")
+        self._task = _waiting.spawn(self._run, "fastmsg-listener")
 
     def stop(self) -> None:
         """Stop consuming; when it returns, there are no more callbacks.
@@ -121,8 +121,8 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
             _waiting.stop_consumer(self._consumer)
         except _core.Error as error:
             LOG.warning("Stopping a listener: %s", error)
-        if self._thread is not None:
-            _waiting.join(self._thread)
+        if self._task is not None:
+            _waiting.join(self._task)
         super().stop()
 
     def cleanup(self) -> None:

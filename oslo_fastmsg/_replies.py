@@ -23,7 +23,7 @@ class ReplyQueue:
     def __init__(self, settings: Settings) -> None:
         self.name = f"reply_{_core.new_id()}"
         self._settings = settings
-        self._lock = _waiting.Lock()
+        self._lock = _waiting.make_lock()
         self._consumer: _core.Consumer | None = None
         # Requests whose reply has not come: each entry is a caller in flight.
         self._asked: set[str] = set()
@@ -39,21 +39,23 @@ class ReplyQueue:
         :raises RuntimeError: options that exclude each other.
         """
         consumer = self._consumer
-        if consumer is None:
-            with self._lock:
-                consumer = self._consumer
-                if consumer is None:
-                    consumer = _core.Consumer(
-                        bus,
-                        _topology.reply_queue(self._settings, self.name),
-                        [self.name],
-                        prefetch=_PREFETCH,
-                        ack_on_take=True,
-                        replies=True,
-                    )
-                    consumer.start()
-                    LOG.debug("Replies are received on queue %s", self.name)
-                    self._consumer = consumer
+        if consumer is not None:
+            return consumer
+        with self._lock:
+            consumer = self._consumer
+            if consumer is not None:
+                return consumer
+            consumer = _core.Consumer(
+                bus,
+                _topology.reply_queue(self._settings, self.name),
+                [self.name],
+                prefetch=_PREFETCH,
+                ack_on_take=True,
+                replies=True,
+            )
+            consumer.start()
+            self._consumer = consumer
+        LOG.debug("Replies are received on queue %s", self.name)
         return consumer
 
     def asked(self, msg_id: str) -> None:

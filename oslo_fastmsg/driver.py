@@ -104,7 +104,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
 
     def forget(self) -> None:
         """Have nothing open: at first, and in a child of the process that has."""
-        self._lock = _waiting.Lock()
+        self._lock = _waiting.make_lock()
         self._share: _bus.Share | None = None
         self._replies = _replies.ReplyQueue(self._settings)
         self._topologies: dict[tuple[Any, ...], _core.Topology | None] = {}

@@ -135,6 +135,70 @@ def test_a_handler_that_fails_does_not_end_the_thread(ring):
     assert threads() == []
 
 
+class Blocking(logging.Handler):
+    """Does not come back from its first record before the gate opens."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+        self.is_blocked = threading.Event()
+        self.seen = []
+
+    def emit(self, record):
+        self.is_blocked.set()
+        assert self.gate.wait(20)
+        self.seen.append(record.getMessage())
+
+
+def test_a_new_thread_begins_when_the_old_one_has_ended(ring, monkeypatch):
+    monkeypatch.setattr(_events, "_JOIN_S", 0.05)
+    handler = Blocking()
+    log = logging.getLogger("oslo_fastmsg")
+    log.addHandler(handler)
+    user = User()
+    try:
+        _events.retain(user)
+        ring.post(logging.ERROR, "one")
+        assert handler.is_blocked.wait(10)
+        _events.release(user)  # gives up after a moment
+        _events.retain(user)
+        assert len(threads()) == 2
+        ring.post(logging.ERROR, "two")
+        handler.gate.set()
+        eventually(lambda: handler.seen == ["one", "two"])
+        eventually(lambda: len(threads()) == 1)
+        ring.post(logging.ERROR, "three")
+        eventually(lambda: handler.seen == ["one", "two", "three"])
+    finally:
+        handler.gate.set()
+        _events.release(user)
+        log.removeHandler(handler)
+    eventually(lambda: threads() == [])
+
+
+def test_threads_that_were_never_needed_end_too(ring, monkeypatch):
+    monkeypatch.setattr(_events, "_JOIN_S", 0.05)
+    handler = Blocking()
+    log = logging.getLogger("oslo_fastmsg")
+    log.addHandler(handler)
+    user = User()
+    try:
+        _events.retain(user)
+        ring.post(logging.ERROR, "one")
+        assert handler.is_blocked.wait(10)
+        for _ in range(3):
+            _events.release(user)
+            _events.retain(user)
+        _events.release(user)
+        ring.post(logging.ERROR, "two")
+        handler.gate.set()
+        eventually(lambda: threads() == [])
+        assert handler.seen == ["one", "two"]
+    finally:
+        handler.gate.set()
+        log.removeHandler(handler)
+
+
 # eventlet and, from 3.12 on, Python itself warn about a fork with threads.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_starts_its_own_thread(ring):
