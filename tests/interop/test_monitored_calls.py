@@ -63,17 +63,14 @@ def test_a_killed_server_ends_a_monitored_call_early(
         serve_until_killed, pairing.receiver, broker.url(), str(tmp_path), topic
     )
     assert child.receive() == "ready"
-    client = peers.client(pairing.sender, topic=topic, timeout=50, monitor=2)
+    client = peers.client(pairing.sender, topic=topic, timeout=600, monitor=2)
     client.cast({}, "wait")
     assert child.receive() == "running"
     child.kill()
-    start = time.monotonic()
 
+    # Its own timeout is longer than this test may last.
     with pytest.raises(oslo_messaging.MessagingTimeout):
         client.call({}, "wait")
-
-    # A generous bound; what matters is that it is not the timeout.
-    assert time.monotonic() - start < 25
 
 
 def test_a_server_sends_two_signs_of_life_per_monitor_timeout(
