@@ -59,8 +59,8 @@ update_generation_locked(fm_channel *channel, const fm_script *script)
 fm_status
 fm_channel_run_locked(fm_channel *channel, fm_script *script)
 {
-    fm_status status = fm_buf_append(&channel->output->out,
-        script->frames.data, script->frames.len);
+    fm_status status = fm_buf_append(
+        &channel->output->out, script->frames.data, script->frames.len);
 
     if (status != FM_OK)
         return status;
@@ -107,14 +107,16 @@ content_done(fm_channel *channel)
 /* The slices of a parsed payload point into the receive buffer, which goes
  * on; so the payload is copied first and parsed in the copy. */
 static fm_status
-content_begin(fm_channel *channel, uint32_t id, const fm_frame *frame,
-    fm_error *error)
+content_begin(
+    fm_channel *channel, uint32_t id, const fm_frame *frame, fm_error *error)
 {
     fm_delivery *delivery;
     fm_status status;
 
     if (channel->partial != NULL)
         return bad(channel, error, "a message within a message");
+    if ((id == FM_METHOD_BASIC_RETURN) != channel->ops->returns)
+        return bad(channel, error, "a message that cannot be for us");
     delivery = calloc(1, sizeof(*delivery));
     if (delivery == NULL)
         return FM_NO_MEMORY;
@@ -239,6 +241,8 @@ take_method(fm_channel *channel, const fm_frame *frame, fm_error *error)
         }
         return FM_OK;
     }
+    if (id == FM_METHOD_CHANNEL_CLOSE_OK) /* our close crossed the broker's */
+        return FM_OK;
     if (id == FM_METHOD_CHANNEL_CLOSE)
         status = take_close(channel, frame);
     else

@@ -49,6 +49,9 @@ typedef struct fm_channel_ops {
     fm_status (*method)(fm_channel *channel, uint32_t id, fm_slice payload);
     /* A message, which is the owner's now. */
     void (*content)(fm_channel *channel, fm_delivery *delivery);
+    /* The content is what was returned, not what was delivered; the other kind
+     * ends the connection. */
+    bool returns;
 } fm_channel_ops;
 
 struct fm_channel {

@@ -517,6 +517,16 @@ take_channel_0(fm_conn *conn, const fm_frame *frame, fm_error *error)
         fm_amqp_method_name(id));
 }
 
+static bool
+is_close_ok(const fm_frame *frame)
+{
+    uint32_t id;
+
+    return frame->type == FM_FRAME_METHOD
+        && fm_amqp_method_id(frame->payload, frame->len, &id) == FM_OK
+        && id == FM_METHOD_CHANNEL_CLOSE_OK;
+}
+
 static fm_status
 take_frame(fm_conn *conn, const fm_frame *frame, fm_error *error)
 {
@@ -529,6 +539,8 @@ take_frame(fm_conn *conn, const fm_frame *frame, fm_error *error)
     if (conn->state == FM_CONN_CLOSING)
         return FM_OK;
     channel = conn->ops->channel(conn, frame->channel);
+    if (channel == NULL && is_close_ok(frame))
+        return FM_OK; /* our close crossed the broker's, which we took */
     if (channel == NULL)
         return fm_error_set(error, FM_BAD_FRAME, 0,
             "the broker sent a frame on channel %u, which is not open",

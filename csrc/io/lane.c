@@ -153,14 +153,17 @@ fm_lane_recall(fm_publisher_lane *lane,
             continue;
         *slot(lane, tag) = NULL;
         message->returned = false;
-        if (message->abandoned) {
-            fm_settled_add(dropped, message);
+        if (message->abandoned || fm_message_status(message) != FM_AGAIN) {
+            fm_settled_add(dropped, message); /* given up, or answered */
         } else if (verdict(message, arg)) {
             fm_settled_add(failed, message);
         } else {
             prepend(lane, message);
             waiting++;
+            continue;
         }
+        if (lane->suspects > 0)
+            lane->suspects--;
     }
     lane->low = lane->next = 1;
     lane->in_flight = lane->in_flight_bytes = 0;

@@ -80,9 +80,9 @@ fm_lane_get(const fm_publisher_lane *lane, uint64_t tag)
 fm_message *fm_lane_take(fm_publisher_lane *lane, uint64_t tag);
 
 /* The channel is gone: take back what is in flight, in order, to the head of
- * the queue. Abandoned ones join `dropped` instead; `verdict` decides on the
- * others: true, and it joins `failed`. Tags begin anew. Returns how many were
- * taken back. */
+ * the queue. Abandoned ones, and calls that were answered before their confirm
+ * came, join `dropped` instead; `verdict` decides on the others: true, and it
+ * joins `failed`. Tags begin anew. Returns how many were taken back. */
 size_t fm_lane_recall(fm_publisher_lane *lane,
     bool (*verdict)(fm_message *message, const void *arg), const void *arg,
     fm_settled *failed, fm_settled *dropped);

@@ -380,8 +380,29 @@ lane_method(fm_channel *channel, uint32_t id, fm_slice payload)
         id == FM_METHOD_BASIC_NACK);
 }
 
+static bool
+is_text(fm_slice slice, const char *text)
+{
+    return slice.len == strlen(text)
+        && (slice.len == 0 || memcmp(slice.data, text, slice.len) == 0);
+}
+
+static bool
+is_the_one(const fm_message *message, const fm_delivery *returned)
+{
+    return message->mandatory && !message->returned
+        && message->body.len == returned->body.len
+        && is_text(returned->deliver.routing_key, message->routing_key)
+        && is_text(returned->deliver.exchange, message->exchange)
+        && (message->body.len == 0
+            || memcmp(
+                   message->body.data, returned->body.data, message->body.len)
+                == 0);
+}
+
 /* basic.return has no tag, and the wire forbids a message id of ours; but it
- * brings the message back, and each body has an id of its own. */
+ * brings the message back, and each body has an id of its own. Should two be
+ * equal, they are so in what becomes of them. */
 static void
 lane_content(fm_channel *channel, fm_delivery *delivery)
 {
@@ -392,11 +413,7 @@ lane_content(fm_channel *channel, fm_delivery *delivery)
     for (uint64_t tag = lane->low; tag < lane->next; tag++) {
         fm_message *message = fm_lane_get(lane, tag);
 
-        if (message == NULL || !message->mandatory || message->returned
-            || message->body.len != delivery->body.len
-            || memcmp(
-                   message->body.data, delivery->body.data, delivery->body.len)
-                != 0)
+        if (message == NULL || !is_the_one(message, delivery))
             continue;
         message->returned = true;
         publisher->stats.returned++;
@@ -534,6 +551,7 @@ static const fm_channel_ops lane_ops = {
     .closed = lane_closed,
     .method = lane_method,
     .content = lane_content,
+    .returns = true,
 };
 
 /* --- declaring --- */
