@@ -2,6 +2,7 @@
 
 import oslo_messaging
 import pytest
+from fix_objects import wait_until
 from fix_peer import TestEndpoint
 
 
@@ -137,13 +138,15 @@ def test_a_late_reply_is_dropped_and_the_next_call_gets_its_own(peers, pairing, 
         assert client.call({}, "echo", arg=number) == number
 
 
-def test_a_request_that_expired_unread_is_never_run(peers, pairing, topic):
+def test_a_request_that_expired_unread_is_never_run(peers, pairing, topic, broker):
     endpoint = TestEndpoint()
     # The queue stays when its server goes.
     peers.stop(peers.server(pairing.receiver, endpoint, topic=topic))
     client = peers.client(pairing.sender, topic=topic)
     with pytest.raises(oslo_messaging.MessagingTimeout):
         client.prepare(timeout=0.3).call({}, "echo", arg="expired")
+    # It was sent some time after the call began, and lives as long from then.
+    wait_until(lambda: broker.queue(topic)["messages"] == 0)
     client.cast({}, "echo", arg="cast")
 
     peers.server(pairing.receiver, endpoint, topic=topic)
