@@ -178,8 +178,8 @@ bus_new(const char *key, fm_conn_config *config, fm_bus **out)
     fm_wake_init(&bus->wake);
     fm_mutex_init(&bus->lock);
     fm_reply_table_init(&bus->replies);
-    fm_conn_init(&bus->publishing, &publishing_ops, bus, "publish", config,
-        waker);
+    fm_conn_init(
+        &bus->publishing, &publishing_ops, bus, "publish", config, waker);
     fm_conn_init(
         &bus->consuming, &consuming_ops, bus, "consume", config, waker);
     fm_publisher_init(&bus->publisher, &bus->publishing.output);
@@ -290,8 +290,7 @@ fm_bus_close(fm_bus *bus, fm_deadline deadline)
                 unsigned seen = fm_wake_read(&bus->wake);
 
                 if (!atomic_load(&bus->gone)
-                    && fm_wake_wait(&bus->wake, seen, deadline)
-                        == FM_TIMED_OUT)
+                    && fm_wake_wait(&bus->wake, seen, deadline) == FM_TIMED_OUT)
                     break;
             }
             fm_loop_try_end();
@@ -324,8 +323,7 @@ attach(fm_bus *bus)
 {
     fm_status status;
 
-    if (FM_LIKELY(
-            atomic_load_explicit(&bus->attached, memory_order_acquire)))
+    if (FM_LIKELY(atomic_load_explicit(&bus->attached, memory_order_acquire)))
         return FM_OK;
     status = fm_loop_attach(bus);
     return status;
@@ -448,8 +446,7 @@ free_id(fm_bus *bus)
     by_id = realloc(bus->by_id, len * sizeof(*by_id));
     if (by_id == NULL)
         return 0;
-    memset(by_id + bus->by_id_len, 0,
-        (len - bus->by_id_len) * sizeof(*by_id));
+    memset(by_id + bus->by_id_len, 0, (len - bus->by_id_len) * sizeof(*by_id));
     bus->by_id = by_id;
     bus->by_id_len = len;
     return (uint16_t)id;
@@ -540,8 +537,8 @@ fm_bus_step(fm_bus *bus, int64_t now)
         begin_end(bus);
     for (fm_consumer *member = bus->members; member != NULL;
          member = member->next) {
-        each = fm_consumer_step(
-            member, now, bus->consuming.state == FM_CONN_OPEN);
+        each =
+            fm_consumer_step(member, now, bus->consuming.state == FM_CONN_OPEN);
         next = each < next ? each : next;
     }
     dismiss_closed(bus);
@@ -554,16 +551,25 @@ fm_bus_step(fm_bus *bus, int64_t now)
     return each < next ? each : next;
 }
 
-void
-fm_bus_before_sleep(fm_bus *bus, struct pollfd polls[FM_BUS_CONNS])
+fm_deadline
+fm_bus_before_sleep(fm_bus *bus, int64_t now, struct pollfd polls[FM_BUS_CONNS])
 {
+    fm_deadline until = FM_NEVER;
+
     fm_conn_before_sleep(&bus->publishing, &polls[0]);
     fm_conn_before_sleep(&bus->consuming, &polls[1]);
+    if (bus->publishing.state != FM_CONN_OPEN
+        || !fm_publisher_try_doze(&bus->publisher, now, &until))
+        return FM_NEVER;
+    polls[0].events &= (short)~POLLIN;
+    return until;
 }
 
 void
-fm_bus_after_sleep(fm_bus *bus, const struct pollfd polls[FM_BUS_CONNS])
+fm_bus_after_sleep(fm_bus *bus, struct pollfd polls[FM_BUS_CONNS])
 {
+    if (fm_publisher_end_doze(&bus->publisher))
+        polls[0].revents |= POLLIN;
     fm_conn_after_sleep(&bus->publishing, &polls[0]);
     fm_conn_after_sleep(&bus->consuming, &polls[1]);
 }

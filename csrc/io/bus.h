@@ -45,8 +45,8 @@ typedef struct fm_bus {
     atomic_bool gone; /* the I/O thread has let go of it */
 
     /* FM_OWNED_BY_THREAD(io). */
-    fm_consumer *members;  /* shared; linked by next */
-    fm_consumer **by_id;   /* owned; entries borrowed from members */
+    fm_consumer *members; /* shared; linked by next */
+    fm_consumer **by_id;  /* owned; entries borrowed from members */
     size_t by_id_len;
     bool ending;
     struct fm_bus *next; /* of the loop's */
@@ -81,16 +81,15 @@ FM_MUST_CHECK fm_status fm_bus_wait_confirm(
 
 /* Sleep until `call` has failed (FM_OK, see its status) or a reply has come
  * (FM_OK, *out is the caller's). */
-FM_MUST_CHECK fm_status fm_bus_wait_reply(fm_bus *bus, fm_message *call,
-    fm_deadline deadline, fm_reply **out);
+FM_MUST_CHECK fm_status fm_bus_wait_reply(
+    fm_bus *bus, fm_message *call, fm_deadline deadline, fm_reply **out);
 
 /* Sleep until there is something to take by fm_bus_wait_reply, which then
  * returns at once; also at a signal or the deadline. */
 void fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline);
 
 /* Have a consumer served. Its channel number is assigned later. */
-FM_MUST_CHECK fm_status fm_bus_add_consumer(
-    fm_bus *bus, fm_consumer *consumer);
+FM_MUST_CHECK fm_status fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer);
 
 /* For the loop: note that it is attached; FM_CLOSED if it is closing. */
 FM_MUST_CHECK fm_status fm_bus_set_attached(fm_bus *bus);
@@ -98,9 +97,10 @@ FM_MUST_CHECK fm_status fm_bus_set_attached(fm_bus *bus);
 /* --- the I/O thread --- */
 
 fm_deadline fm_bus_step(fm_bus *bus, int64_t now);
-void fm_bus_before_sleep(fm_bus *bus, struct pollfd polls[FM_BUS_CONNS]);
-void fm_bus_after_sleep(
-    fm_bus *bus, const struct pollfd polls[FM_BUS_CONNS]);
+/* Returns when to wake up at the latest, besides what _step said. */
+fm_deadline fm_bus_before_sleep(
+    fm_bus *bus, int64_t now, struct pollfd polls[FM_BUS_CONNS]);
+void fm_bus_after_sleep(fm_bus *bus, struct pollfd polls[FM_BUS_CONNS]);
 /* It was closed, and its connections and threads are gone. */
 bool fm_bus_is_over(const fm_bus *bus);
 

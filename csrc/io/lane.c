@@ -8,10 +8,9 @@ enum { FIRST_RING = 64 };
 void
 fm_lane_init(fm_publisher_lane *lane, size_t window, size_t window_bytes)
 {
-    *lane = (fm_publisher_lane){ .low = 1,
-        .next = 1,
-        .window = window,
-        .window_bytes = window_bytes };
+    *lane = (fm_publisher_lane){
+        .low = 1, .next = 1, .window = window, .window_bytes = window_bytes
+    };
 }
 
 void
@@ -19,6 +18,14 @@ fm_lane_fini(fm_publisher_lane *lane)
 {
     assert(lane->first_unsent == NULL && lane->in_flight == 0);
     free(lane->ring);
+}
+
+/* A message came into queue or ring (1), or left (-1). */
+static void
+count(fm_publisher_lane *lane, const fm_message *message, int change)
+{
+    if (fm_message_is_awaited(message))
+        lane->awaited += (size_t)change;
 }
 
 /* --- the queue --- */
@@ -35,6 +42,7 @@ fm_lane_append(fm_publisher_lane *lane, fm_message *message)
         lane->last_unsent->next = message;
     lane->last_unsent = message;
     lane->unsent++;
+    count(lane, message, 1);
 }
 
 static void
@@ -49,6 +57,7 @@ prepend(fm_publisher_lane *lane, fm_message *message)
         lane->first_unsent->prev = message;
     lane->first_unsent = message;
     lane->unsent++;
+    count(lane, message, 1);
 }
 
 void
@@ -65,6 +74,7 @@ fm_lane_remove(fm_publisher_lane *lane, fm_message *message)
     message->prev = message->next = NULL;
     message->place = FM_PLACE_CALLER;
     lane->unsent--;
+    count(lane, message, -1);
 }
 
 void
@@ -120,6 +130,7 @@ fm_lane_sent(fm_publisher_lane *lane, fm_message *message)
     *slot(lane, lane->next++) = message;
     lane->in_flight++;
     lane->in_flight_bytes += message->body.len;
+    count(lane, message, 1);
 }
 
 fm_message *
@@ -134,6 +145,7 @@ fm_lane_take(fm_publisher_lane *lane, uint64_t tag)
         lane->low++;
     lane->in_flight--;
     lane->in_flight_bytes -= message->body.len;
+    count(lane, message, -1);
     if (lane->suspects > 0)
         lane->suspects--;
     return message;
@@ -152,6 +164,7 @@ fm_lane_recall(fm_publisher_lane *lane,
         if (message == NULL)
             continue;
         *slot(lane, tag) = NULL;
+        count(lane, message, -1);
         message->returned = false;
         if (message->abandoned || fm_message_status(message) != FM_AGAIN) {
             fm_settled_add(dropped, message); /* given up, or answered */

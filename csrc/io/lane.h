@@ -20,8 +20,8 @@
 
 /* Guarded by output->lock, but for the channel, which is the I/O thread's. */
 typedef struct fm_publisher_lane {
-    fm_channel channel; /* id is the lane's number + 1 */
-    bool ready;         /* open and in confirm mode */
+    fm_channel channel;       /* id is the lane's number + 1 */
+    bool ready;               /* open and in confirm mode */
     fm_message *first_unsent; /* shared */
     fm_message *last_unsent;
     size_t unsent;
@@ -31,6 +31,7 @@ typedef struct fm_publisher_lane {
     uint64_t next;     /* the tag of the next publish */
     size_t in_flight;
     size_t in_flight_bytes;
+    size_t awaited;      /* in queue and ring: see fm_message_is_awaited() */
     size_t window;       /* most messages in flight, ... */
     size_t window_bytes; /* ... and most bytes */
     /* One of so many messages closed the channel, and the broker does not
@@ -82,7 +83,8 @@ fm_message *fm_lane_take(fm_publisher_lane *lane, uint64_t tag);
 /* The channel is gone: take back what is in flight, in order, to the head of
  * the queue. Abandoned ones, and calls that were answered before their confirm
  * came, join `dropped` instead; `verdict` decides on the others: true, and it
- * joins `failed`. Tags begin anew. Returns how many were taken back. */
+ * joins `failed`. Tags begin anew. Returns how many were
+ * taken back. */
 size_t fm_lane_recall(fm_publisher_lane *lane,
     bool (*verdict)(fm_message *message, const void *arg), const void *arg,
     fm_settled *failed, fm_settled *dropped);

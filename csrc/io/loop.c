@@ -96,17 +96,17 @@ step_all(int64_t now)
     return next;
 }
 
-/* The waker's entry and two per bus; 0: out of memory. */
+/* The waker's entry and two per bus; 0: out of memory. May bring *next, when
+ * to wake up, nearer. */
 static size_t
-gather_polls(void)
+gather_polls(int64_t now, fm_deadline *next)
 {
     size_t count = 1;
 
     for (fm_bus *each = loop.buses; each != NULL; each = each->next)
         count += FM_BUS_CONNS;
     if (count > loop.polls_cap) {
-        struct pollfd *polls =
-            realloc(loop.polls, count * 2 * sizeof(*polls));
+        struct pollfd *polls = realloc(loop.polls, count * 2 * sizeof(*polls));
 
         if (polls == NULL)
             return 0;
@@ -116,7 +116,9 @@ gather_polls(void)
     loop.polls[0] = (struct pollfd){ .fd = loop.waker.fd, .events = POLLIN };
     count = 1;
     for (fm_bus *each = loop.buses; each != NULL; each = each->next) {
-        fm_bus_before_sleep(each, &loop.polls[count]);
+        fm_deadline until = fm_bus_before_sleep(each, now, &loop.polls[count]);
+
+        *next = until < *next ? until : *next;
         count += FM_BUS_CONNS;
     }
     return count;
@@ -128,12 +130,13 @@ run(void *arg)
     (void)arg;
     for (;;) {
         bool stop = admit_arriving();
-        fm_deadline next = step_all(fm_now());
+        int64_t now = fm_now();
+        fm_deadline next = step_all(now);
         size_t count;
 
         if (stop && loop.buses == NULL)
             break;
-        count = gather_polls();
+        count = gather_polls(now, &next);
         /* Out of memory: serve nobody for a moment, but live. */
         if (poll(loop.polls, count,
                 count == 0 ? 100 : fm_deadline_poll_ms(next, fm_now()))

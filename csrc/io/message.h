@@ -120,6 +120,15 @@ void fm_settled_finish(fm_settled *list, const fm_error *error);
 /* Nobody waits for these: let go of them. Empties the list. */
 void fm_settled_drop(fm_settled *list);
 
+/* Does somebody wait for its confirm or return? A call ends with its reply,
+ * unless it is mandatory, and for a handed-over reply nobody waits. */
+static inline bool
+fm_message_is_awaited(const fm_message *message)
+{
+    return !message->handed_over
+        && (message->msg_id[0] == '\0' || message->mandatory);
+}
+
 /* FM_AGAIN while under way. */
 static inline fm_status
 fm_message_status(fm_message *message)

@@ -14,6 +14,7 @@ enum {
     NOT_FOUND = 404,     /* AMQP 0-9-1 section 1.8: reply codes */
     NO_ROUTE = 312,
 };
+#define DOZE_NS (5 * FM_NS_PER_MS)
 #define EXPIRE_NS FM_NS_PER_S
 #define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
 
@@ -157,6 +158,10 @@ fm_publisher_submit(fm_publisher *publisher, fm_message *message)
             fm_output_push_locked(publisher->output);
         }
         publisher->wanted = true;
+        if (!fm_message_is_awaited(message))
+            publisher->last_unawaited = message->submitted;
+        else if (publisher->dozing) /* its confirm is not being watched for */
+            fm_waker_signal(publisher->output->waker);
         /* Left behind for something that only the I/O thread can do: to
          * connect, to open the lane, to wait for room. */
         if (message->place == FM_PLACE_UNSENT)
@@ -213,6 +218,8 @@ fm_publisher_wait_handed(fm_publisher *publisher, fm_deadline deadline)
 
         fm_mutex_lock(&publisher->output->lock);
         pending = publisher->handed.count > 0 && !publisher->closed;
+        if (pending && publisher->dozing)
+            fm_waker_signal(publisher->output->waker);
         fm_mutex_unlock(&publisher->output->lock);
         if (!pending)
             return FM_OK;
@@ -907,6 +914,34 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
         fm_declarer_step(&publisher->declarer);
     }
     return more ? now : next;
+}
+
+bool
+fm_publisher_try_doze(fm_publisher *publisher, int64_t now, fm_deadline *until)
+{
+    const fm_publisher_lane *lanes = publisher->lanes;
+
+    fm_mutex_lock(&publisher->output->lock);
+    *until = publisher->last_unawaited + DOZE_NS;
+    publisher->dozing = now < *until && !publisher->blocked
+        && lanes[FM_LANE_RPC].unsent == 0 && lanes[FM_LANE_RPC].awaited == 0
+        && lanes[FM_LANE_NOTIFY].awaited == 0
+        && lanes[FM_LANE_FANOUT].awaited == 0;
+    fm_mutex_unlock(&publisher->output->lock);
+    return publisher->dozing; /* written by this thread alone */
+}
+
+bool
+fm_publisher_end_doze(fm_publisher *publisher)
+{
+    bool dozing = publisher->dozing; /* written by this thread alone */
+
+    if (dozing) {
+        fm_mutex_lock(&publisher->output->lock);
+        publisher->dozing = false;
+        fm_mutex_unlock(&publisher->output->lock);
+    }
+    return dozing;
 }
 
 void

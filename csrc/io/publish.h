@@ -56,7 +56,9 @@ typedef struct fm_publisher {
     int64_t up_since; /* of the connection; 0 while down */
     fm_error trouble; /* the last thing that went wrong; FM_OK: nothing */
     fm_handed handed;
-    int64_t expire_at; /* when to look for overdue replies */
+    int64_t last_unawaited; /* when a message nobody waits for came last */
+    bool dozing;            /* see fm_publisher_try_doze() */
+    int64_t expire_at;      /* when to look for overdue replies */
     fm_publisher_stats stats;
 
     fm_declarer declarer;
@@ -123,6 +125,16 @@ bool fm_publisher_is_wanted(fm_publisher *publisher);
 /* Open lanes, declare, send what has become ready. Returns when to be called
  * again. */
 fm_deadline fm_publisher_step(fm_publisher *publisher, int64_t now);
+
+/* Before sleeping: may what the broker sends on this connection wait? For
+ * some milliseconds after a call or reply it may, if nobody waits for a
+ * confirm: the I/O thread is woken by the other connection when the reply, or
+ * the next request, comes, and so once for each call and not twice. */
+bool fm_publisher_try_doze(
+    fm_publisher *publisher, int64_t now, fm_deadline *until);
+
+/* After sleeping; true: it dozed, so look whether something has come. */
+bool fm_publisher_end_doze(fm_publisher *publisher);
 
 /* Fail everything with FM_CLOSED, now and later. */
 void fm_publisher_close(fm_publisher *publisher);
