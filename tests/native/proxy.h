@@ -43,8 +43,9 @@ typedef struct proxy {
     fm_waker waker;
     fm_wake done;
     pthread_t thread;
-    atomic_int mode; /* a proxy_mode */
-    atomic_bool cut; /* asks for it; back to false when done */
+    atomic_int mode;   /* a proxy_mode */
+    atomic_int acting; /* the one that the thread goes by */
+    atomic_bool cut;   /* asks for it; back to false when done */
     atomic_bool stop;
     atomic_int accepted;
     atomic_size_t limit; /* bytes from clients until the next cut; 0: none */
@@ -142,8 +143,11 @@ proxy_run(void *arg)
 
     while (!atomic_load(&self->stop)) {
         struct pollfd polls[2 + 2 * PROXY_LINKS];
-        bool frozen = atomic_load(&self->mode) == PROXY_FREEZE;
+        int mode = atomic_load(&self->mode);
+        bool frozen = mode == PROXY_FREEZE;
 
+        atomic_store(&self->acting, mode);
+        fm_wake_all(&self->done);
         polls[0] = (struct pollfd){ self->waker.fd, POLLIN, 0 };
         polls[1] = (struct pollfd){ frozen ? -1 : self->listener, POLLIN, 0 };
         for (int i = 0; i < PROXY_LINKS; i++) {
@@ -206,6 +210,14 @@ proxy_stop(proxy *self)
     fm_waker_fini(&self->waker);
 }
 
+/* Until the thread has come round once more. */
+static inline void
+proxy_wait_turn(proxy *self, unsigned seen)
+{
+    CHECK_INT(fm_wake_wait(&self->done, seen, fm_deadline_in(10 * FM_NS_PER_S)),
+        FM_OK);
+}
+
 /* Reset every connection. */
 static inline void
 proxy_cut(proxy *self)
@@ -216,17 +228,22 @@ proxy_cut(proxy *self)
         unsigned seen = fm_wake_read(&self->done);
 
         if (atomic_load(&self->cut))
-            CHECK_INT(fm_wake_wait(
-                          &self->done, seen, fm_deadline_in(10 * FM_NS_PER_S)),
-                FM_OK);
+            proxy_wait_turn(self, seen);
     }
 }
 
+/* Returns when it is in force: nothing more slips through as before. */
 static inline void
 proxy_set_mode(proxy *self, proxy_mode mode)
 {
     atomic_store(&self->mode, mode);
     fm_waker_signal(&self->waker);
+    while (atomic_load(&self->acting) != (int)mode) {
+        unsigned seen = fm_wake_read(&self->done);
+
+        if (atomic_load(&self->acting) != (int)mode)
+            proxy_wait_turn(self, seen);
+    }
 }
 
 #endif
