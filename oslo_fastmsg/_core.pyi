@@ -108,6 +108,15 @@ class Bus:
         patience: float,
         timeout: float,
     ) -> None: ...
+    def try_reply(
+        self,
+        routing_key: str,
+        payload: dict[str, Any],
+        *,
+        mandatory: bool,
+        patience: float,
+        timeout: float,
+    ) -> bool: ...
     def begin_publish(
         self,
         topology: Topology | None,

@@ -217,10 +217,7 @@ def reply(bus: _core.Bus, *args: Any, **kwargs: Any) -> None:
     station = _green.here()
     if station is None:
         bus.reply(*args, **kwargs)
-        return
-    try:
-        bus.reply(*args, **{**kwargs, "timeout": 0.0})
-    except _core.Timeout:
+    elif not bus.try_reply(*args, **kwargs):
         station.run(bus.reply, *args, **kwargs)
 
 

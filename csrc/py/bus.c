@@ -652,8 +652,9 @@ PyDoc_STRVAR(reply_doc,
     ":raises Timeout: too many wait, for too long.\n"
     ":raises TypeError, ValueError: the payload has no JSON form.");
 
-static PyObject *
-Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
+/* For both: 1 handed over, 0 too many wait; -1 with an exception set. */
+static int
+hand_over(PyObject *op, PyObject *args, PyObject *kwargs, bool may_sleep)
 {
     static char *names[] = { "routing_key", "payload", "mandatory", "patience",
         "timeout", NULL };
@@ -672,11 +673,11 @@ Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
             &from.timeout)
         || fm_seconds_to_ns(patience, &ns) < 0
         || fm_seconds_to_ns(from.timeout, &timeout_ns) < 0)
-        return NULL;
+        return -1;
     deadline = fm_deadline_in(timeout_ns);
     bus = fm_bus_acquire(state, op);
     if (bus == NULL)
-        return NULL;
+        return -1;
     message = new_message(state, &from, FM_LANE_RPC);
     if (message == NULL || fill_body(state, message, from.payload) < 0)
         goto done;
@@ -685,7 +686,7 @@ Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
     message->give_up = fm_deadline_in(ns);
     /* With the GIL: the submission never waits, and giving the GIL away for
      * some microseconds may cost milliseconds to get it back. */
-    while ((status = fm_bus_submit(bus, message)) == FM_FULL) {
+    while ((status = fm_bus_submit(bus, message)) == FM_FULL && may_sleep) {
         Py_BEGIN_ALLOW_THREADS
             status = fm_publisher_wait_space(&bus->publisher, deadline);
         Py_END_ALLOW_THREADS
@@ -695,16 +696,39 @@ Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
             break;
     }
     if (status == FM_OK || status == FM_NOT_FOUND)
-        rc = 0; /* not found: its caller is known to be gone */
+        rc = 1; /* not found: its caller is known to be gone */
+    else if (status == FM_FULL)
+        rc = 0;
     else
         (void)raise_unsubmitted(state, status);
 
 done:
     fm_message_unref(message);
     fm_bus_unref(bus);
-    if (rc < 0)
+    return rc;
+}
+
+static PyObject *
+Bus_reply(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    if (hand_over(op, args, kwargs, true) < 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(try_reply_doc,
+    "try_reply($self, routing_key, payload, *, mandatory, patience, "
+    "timeout)\n--\n\n"
+    "Hand a reply over as reply() does, without sleeping.\n\n"
+    ":returns: False: nothing was done, since too many replies wait.\n"
+    ":raises TypeError, ValueError: the payload has no JSON form.");
+
+static PyObject *
+Bus_try_reply(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    int rc = hand_over(op, args, kwargs, false);
+
+    return rc < 0 ? NULL : PyBool_FromLong(rc);
 }
 
 PyDoc_STRVAR(flush_doc,
@@ -832,6 +856,8 @@ static PyMethodDef Bus_methods[] = {
         METH_VARARGS | METH_KEYWORDS, begin_publish_doc },
     { "reply", (PyCFunction)(void (*)(void))Bus_reply,
         METH_VARARGS | METH_KEYWORDS, reply_doc },
+    { "try_reply", (PyCFunction)(void (*)(void))Bus_try_reply,
+        METH_VARARGS | METH_KEYWORDS, try_reply_doc },
     { "flush", (PyCFunction)(void (*)(void))Bus_flush,
         METH_VARARGS | METH_KEYWORDS, flush_doc },
     { "stats", Bus_stats, METH_NOARGS, stats_doc },
