@@ -27,6 +27,7 @@ enum {
 #define STABLE_NS (5 * FM_NS_PER_S)
 #define HURRY_NS FM_NS_PER_S
 #define FLAP_NS (300 * FM_NS_PER_MS)
+#define LEAST_PAUSE_NS (10 * FM_NS_PER_MS)
 
 /* --- configuration --- */
 
@@ -252,7 +253,7 @@ back_off(const fm_conn *conn)
     int64_t interval = config->interval_start_ns
         + (growth < config->interval_max_ns ? growth : config->interval_max_ns);
 
-    return interval / 10
+    return LEAST_PAUSE_NS + interval / 10
         + (int64_t)random_below((uint64_t)(interval - interval / 10 + 1));
 }
 

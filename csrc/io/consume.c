@@ -130,8 +130,8 @@ fm_consumer_delete_at_close(fm_consumer *consumer, const char *queue)
     if (copy == NULL)
         return FM_NO_MEMORY;
     fm_mutex_lock(&consumer->lock);
-    farewell = realloc(consumer->farewell,
-        (consumer->farewell_len + 1) * sizeof(*farewell));
+    farewell = realloc(
+        consumer->farewell, (consumer->farewell_len + 1) * sizeof(*farewell));
     if (farewell != NULL) {
         farewell[consumer->farewell_len++] = copy;
         consumer->farewell = farewell;
@@ -204,8 +204,8 @@ take_locked(fm_consumer *consumer, size_t max) FM_REQUIRES(consumer->lock)
 }
 
 fm_status
-fm_consumer_take(fm_consumer *consumer, size_t max, fm_deadline deadline,
-    fm_delivery **out)
+fm_consumer_take(
+    fm_consumer *consumer, size_t max, fm_deadline deadline, fm_delivery **out)
 {
     for (;;) {
         unsigned seen = fm_wake_read(&consumer->wake);
@@ -239,8 +239,7 @@ fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
 
     fm_mutex_lock(&output->lock);
     if (generation != 0 && consumer->channel.generation == generation
-        && fm_frame_put_ack(
-               &output->out, consumer->channel.id, tag, multiple)
+        && fm_frame_put_ack(&output->out, consumer->channel.id, tag, multiple)
             == FM_OK
         && push)
         fm_output_push_locked(output);
@@ -248,15 +247,14 @@ fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
 }
 
 void
-fm_consumer_reject(fm_consumer *consumer, uint64_t generation, uint64_t tag,
-    bool requeue)
+fm_consumer_reject(
+    fm_consumer *consumer, uint64_t generation, uint64_t tag, bool requeue)
 {
     fm_output *output = consumer->output;
 
     fm_mutex_lock(&output->lock);
     if (generation != 0 && consumer->channel.generation == generation
-        && fm_frame_put_reject(
-               &output->out, consumer->channel.id, tag, requeue)
+        && fm_frame_put_reject(&output->out, consumer->channel.id, tag, requeue)
             == FM_OK)
         fm_output_push_locked(output);
     fm_mutex_unlock(&output->lock);
@@ -301,8 +299,7 @@ index_of_tag(const fm_consumer *consumer, fm_slice tag)
 }
 
 const char *
-fm_consumer_queue_of(
-    const fm_consumer *consumer, const fm_delivery *delivery)
+fm_consumer_queue_of(const fm_consumer *consumer, const fm_delivery *delivery)
 {
     size_t index = index_of_tag(consumer, delivery->deliver.consumer_tag);
 
@@ -373,7 +370,9 @@ write_cancel(fm_script *script, const fm_consumer *consumer)
 static fm_status
 write_farewell(fm_script *script, fm_consumer *consumer)
 {
-    fm_status status = FM_OK;
+    fm_status status = consumer->channel.state == FM_CHANNEL_CLOSED
+        ? fm_script_add_open(script)
+        : FM_OK;
 
     fm_mutex_lock(&consumer->lock);
     for (size_t i = 0; i < consumer->farewell_len && status == FM_OK; i++)
@@ -430,8 +429,8 @@ give_back_intake(fm_consumer *consumer)
     fm_delivery *left = empty_intake(consumer);
 
     for (fm_delivery *each = left; each != NULL; each = each->next)
-        fm_consumer_reject(consumer, each->generation,
-            each->deliver.delivery_tag, true);
+        fm_consumer_reject(
+            consumer, each->generation, each->deliver.delivery_tag, true);
     free_list(left);
 }
 
@@ -465,9 +464,9 @@ consumer_done(fm_channel *channel)
     switch (consumer->state) { /* written by this thread */
     case FM_CONSUMER_DECLARING:
         consumer->established = true;
+        consumer->stands_since = fm_now();
         set_state(consumer,
-            consumer->consumes ? FM_CONSUMER_CONSUMING
-                               : FM_CONSUMER_DECLARED);
+            consumer->consumes ? FM_CONSUMER_CONSUMING : FM_CONSUMER_DECLARED);
         break;
     case FM_CONSUMER_STARTING:
         set_state(consumer, FM_CONSUMER_CONSUMING);
@@ -489,6 +488,7 @@ static void
 consumer_closed(fm_channel *channel, const fm_close *why)
 {
     fm_consumer *consumer = channel->owner;
+    int64_t now = fm_now();
     char text[FM_ERROR_TEXT / 2];
     fm_error error;
 
@@ -514,8 +514,9 @@ consumer_closed(fm_channel *channel, const fm_close *why)
         "the broker closed the channel of the consumer of '%s': %s; opening "
         "it again",
         consumer->queues[0], text);
-    consumer->retry_at =
-        consumer->pause_ns == 0 ? 0 : fm_now() + consumer->pause_ns;
+    if (now - consumer->stands_since >= LAST_PAUSE_NS)
+        consumer->pause_ns = 0;
+    consumer->retry_at = now + consumer->pause_ns;
     consumer->pause_ns = consumer->pause_ns == 0 ? FIRST_PAUSE_NS
         : consumer->pause_ns >= LAST_PAUSE_NS    ? LAST_PAUSE_NS
                                                  : consumer->pause_ns * 2;
@@ -573,8 +574,8 @@ reject_reply(fm_consumer *consumer, const fm_delivery *delivery)
         "rejected a reply of %zu bytes on '%s': not a JSON envelope with a "
         "message id, or compressed",
         delivery->body.len, consumer->queues[0]);
-    fm_consumer_reject(consumer, delivery->generation,
-        delivery->deliver.delivery_tag, false);
+    fm_consumer_reject(
+        consumer, delivery->generation, delivery->deliver.delivery_tag, false);
 }
 
 static void
@@ -687,6 +688,18 @@ fm_consumer_abandon(fm_consumer *consumer)
     set_state(consumer, FM_CONSUMER_CLOSED);
 }
 
+/* Is there something to delete, though the channel went with a connection? */
+static bool
+has_farewell(fm_consumer *consumer)
+{
+    bool has;
+
+    fm_mutex_lock(&consumer->lock);
+    has = consumer->farewell_len > 0;
+    fm_mutex_unlock(&consumer->lock);
+    return has && consumer->established;
+}
+
 /* From where it is, one move towards the goal. */
 static void
 move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
@@ -696,7 +709,8 @@ move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
     fm_status status;
 
     fm_script_init(&script, channel->id);
-    if (goal == FM_GOAL_CLOSED && channel->state == FM_CHANNEL_READY) {
+    if (goal == FM_GOAL_CLOSED
+        && (channel->state == FM_CHANNEL_READY || has_farewell(consumer))) {
         status = write_farewell(&script, consumer);
         run(consumer, &script, status, FM_CONSUMER_CLOSING, now);
     } else if (goal == FM_GOAL_CLOSED) {
@@ -727,11 +741,8 @@ move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
         && consumer->state == FM_CONSUMER_CONSUMING) {
         status = write_recover(&script, consumer);
         consumer->any_cancelled = false;
-        memset(consumer->cancelled, 0,
-            consumer->queue_count * sizeof(bool));
+        memset(consumer->cancelled, 0, consumer->queue_count * sizeof(bool));
         run(consumer, &script, status, FM_CONSUMER_STARTING, now);
-    } else {
-        consumer->pause_ns = 0; /* it stands */
     }
 }
 
@@ -765,8 +776,8 @@ fm_consumer_step(fm_consumer *consumer, int64_t now, bool up)
         set_state(consumer, FM_CONSUMER_STOPPED);
     if (consumer->unacked > 0)
         next = consumer->ack_due;
-    if (up && consumer->state == FM_CONSUMER_DOWN
-        && consumer->retry_at > now && consumer->retry_at < next)
+    if (up && consumer->state == FM_CONSUMER_DOWN && consumer->retry_at > now
+        && consumer->retry_at < next)
         next = consumer->retry_at;
     return next;
 }

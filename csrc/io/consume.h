@@ -74,7 +74,7 @@ typedef struct fm_consumer {
     fm_delivery *intake FM_GUARDED_BY(lock); /* owned; oldest first */
     fm_delivery *last FM_GUARDED_BY(lock);
     size_t intake_len FM_GUARDED_BY(lock);
-    fm_window seen FM_GUARDED_BY(lock); /* ids of what was accepted */
+    fm_window seen FM_GUARDED_BY(lock);  /* ids of what was accepted */
     char **farewell FM_GUARDED_BY(lock); /* owned: queues to delete at close */
     size_t farewell_len FM_GUARDED_BY(lock);
     uint64_t delivered FM_GUARDED_BY(lock);
@@ -84,13 +84,14 @@ typedef struct fm_consumer {
     /* FM_OWNED_BY_THREAD(io). */
     fm_channel channel;
     struct fm_consumer *next; /* of the connection's */
-    int64_t joined;     /* when it became one of them */
-    bool established;   /* was declared once: never FAILED any more */
-    bool *cancelled;    /* owned; by queue: the broker ended its consumer */
+    int64_t joined;           /* when it became one of them */
+    bool established;         /* was declared once: never FAILED any more */
+    bool *cancelled; /* owned; by queue: the broker ended its consumer */
     bool any_cancelled;
-    bool consumes;      /* the script under way ends in consuming */
+    bool consumes; /* the script under way ends in consuming */
     int64_t retry_at;
-    int64_t pause_ns;
+    int64_t pause_ns;     /* before the next one, if it does not stand */
+    int64_t stands_since; /* when it was declared */
     uint64_t unacked_tag; /* of a reply consumer: to be acked, multiple */
     size_t unacked;
     int64_t ack_due;
@@ -124,16 +125,16 @@ FM_MUST_CHECK fm_status fm_consumer_wait(
 /* Sleep until there is a delivery, and take up to `max` in order (linked by
  * `next`, the caller's to free). FM_TIMED_OUT, FM_INTERRUPTED; FM_CLOSED when
  * it was stopped. */
-FM_MUST_CHECK fm_status fm_consumer_take(fm_consumer *consumer, size_t max,
-    fm_deadline deadline, fm_delivery **out);
+FM_MUST_CHECK fm_status fm_consumer_take(
+    fm_consumer *consumer, size_t max, fm_deadline deadline, fm_delivery **out);
 
 /* Settle a delivery. Those of a channel that is gone are ignored: the broker
  * has taken them back already. Never blocks. `push`: send it now; otherwise
  * it goes with the next push. */
 void fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
     bool multiple, bool push);
-void fm_consumer_reject(fm_consumer *consumer, uint64_t generation,
-    uint64_t tag, bool requeue);
+void fm_consumer_reject(
+    fm_consumer *consumer, uint64_t generation, uint64_t tag, bool requeue);
 
 /* Duplicates: was this id accepted lately? And: accept it from now on. */
 bool fm_consumer_has_seen(fm_consumer *consumer, const char *id, size_t len);

@@ -111,7 +111,7 @@ calls_survive_lost_connections(void)
     start_workers(workers, call_until_enough,
         (worker){
             .bus = callers, .replies = replies, .retry = FM_RETRY_FOREVER });
-    cut_often(12);
+    cut_often(5);
     CHECK(join_workers(workers) > 100);
     CHECK_INT(fm_reply_waiting(&callers->replies), 0);
     rig_server_stop(&server);
@@ -134,7 +134,7 @@ calls_that_bear_no_loss_fail_at_once(void)
     rig_server_start(&server, servers, "native.server");
     start_workers(workers, call_until_enough,
         (worker){ .bus = callers, .replies = replies, .retry = 0 });
-    cut_often(8);
+    cut_often(4);
     CHECK(join_workers(workers) > 100);
     for (int i = 0; i < THREADS; i++)
         failed += workers[i].failed;
@@ -206,7 +206,7 @@ casts_through_cuts(fm_lane lane)
     rig_reach(consumer, FM_GOAL_DECLARED);
     start_workers(
         workers, cast_until_enough, (worker){ .bus = bus, .lane = lane });
-    cut_often(12);
+    cut_often(5);
     CHECK(join_workers(workers) > 100);
     fm_consumer_want(consumer, FM_GOAL_CONSUMING);
     expect_casts(consumer, workers);
@@ -245,7 +245,7 @@ what_was_in_flight_is_sent_again_in_order(void)
         snprintf(body, sizeof(body), "%d", i);
         messages[i] = rig_message(FM_LANE_RPC, "", "native.casts", NULL, body);
         CHECK_INT(fm_bus_submit(bus, messages[i]), FM_OK);
-        if (i % 500 == 250)
+        if (i % 1000 == 250)
             proxy_cut(&between);
     }
     for (int i = 0; i < FLIGHT; i++) {
@@ -276,7 +276,7 @@ a_consumer_goes_on_after_a_cut(void)
     fm_bus *other = rig_open("other", (rig_options){ 0 });
     fm_consumer *consumer = rig_consume(bus, "native.q", NULL, 5, false);
 
-    for (int i = 0; i < 10; i++) {
+    for (int i = 0; i < 4; i++) {
         fm_delivery *old, *again;
 
         CHECK_INT(rig_cast(other, "native.q", "x"), FM_OK);
@@ -304,7 +304,7 @@ a_consumer_reaches_its_goal_through_cuts(void)
     fm_bus *bus = open_through_proxy("consumers", (rig_options){ 0 });
 
     srand(3);
-    for (int i = 0; i < 15; i++) {
+    for (int i = 0; i < 4; i++) {
         fm_topology *topology = rig_queue("native.q", NULL, 0);
         fm_consumer *consumer = rig_join(bus, "native.q", topology, 5, false);
 
@@ -352,7 +352,7 @@ an_idle_connection_stays(void)
     fm_consumer *consumer = rig_consume(bus, "native.q", NULL, 5, false);
 
     CHECK_INT(rig_cast(bus, "nobody", "x"), FM_OK);
-    usleep(4500 * 1000);
+    usleep(3500 * 1000);
     CHECK_INT(atomic_load(&bus->publishing.connects), 1);
     CHECK_INT(atomic_load(&bus->consuming.connects), 1);
     CHECK_INT(atomic_load(&bus->publishing.seen_state), FM_CONN_OPEN);
@@ -360,20 +360,21 @@ an_idle_connection_stays(void)
     rig_close(bus);
 }
 
-/* A port that accepts and closes must not be stormed. */
+/* A port that accepts and closes must not be stormed, even if the pauses
+ * between attempts are set to nothing. */
 static void
 a_peer_that_slams_the_door_is_not_stormed(void)
 {
     fm_bus *bus =
-        open_through_proxy("slammed", (rig_options){ .interval_ns = 200 * MS });
+        open_through_proxy("slammed", (rig_options){ .interval_ns = 1 });
     fm_message *message = rig_message(FM_LANE_RPC, "", "nobody", NULL, "x");
     int accepted = atomic_load(&between.accepted);
 
     proxy_set_mode(&between, PROXY_SLAM);
     CHECK_INT(fm_bus_submit(bus, message), FM_OK);
-    usleep(2000 * 1000);
+    usleep(1000 * 1000);
     accepted = atomic_load(&between.accepted) - accepted;
-    CHECK(accepted >= 3 && accepted <= 100);
+    CHECK(accepted >= 3 && accepted <= 120);
     proxy_set_mode(&between, PROXY_FORWARD);
     CHECK_INT(rig_wait(bus, message, LONG_ENOUGH), FM_OK);
     fm_message_unref(message);

@@ -264,6 +264,26 @@ closing_deletes_what_it_was_told_to(void)
     tear_down();
 }
 
+/* The connection went after it was stopped, and with it the channel. */
+static void
+queues_are_deleted_on_a_new_channel_if_need_be(void)
+{
+    set_up(false);
+    start();
+    CHECK_INT(fm_consumer_delete_at_close(consumer, "one"), FM_OK);
+    go_down();
+    go_up();
+    fm_consumer_want(consumer, FM_GOAL_CLOSED);
+    step();
+    expect_method(FM_METHOD_CHANNEL_OPEN);
+    expect_method(FM_METHOD_QUEUE_DELETE);
+    expect_method(FM_METHOD_CHANNEL_CLOSE);
+    expect_wait(FM_TIMED_OUT);
+    answer_all();
+    expect_wait(FM_OK);
+    tear_down();
+}
+
 static void
 goals_are_reached_without_a_connection(void)
 {
@@ -328,6 +348,31 @@ a_later_refusal_is_tried_again(void)
     }
     answer_all();
     expect_wait(FM_OK);
+    tear_down();
+}
+
+/* Also when the broker takes it first and throws it out then. */
+static void
+a_consumer_that_does_not_stand_pauses_longer_and_longer(void)
+{
+    int64_t pause = -FM_NS_PER_S;
+
+    set_up(false);
+    for (int i = 0; i < 6; i++) {
+        start();
+        step();
+        if (i == 5) /* it stood for a while */
+            consumer->stands_since = 0;
+        CHECK_INT(feed_close(&consumer->channel, 406, "x"), FM_OK);
+        flush();
+        expect_method(FM_METHOD_CHANNEL_CLOSE_OK);
+        if (i < 5)
+            CHECK(consumer->retry_at - fm_now() > pause);
+        else
+            CHECK(consumer->retry_at <= fm_now()); /* at once */
+        pause = consumer->retry_at - fm_now();
+        consumer->retry_at = 0; /* let it pass */
+    }
     tear_down();
 }
 
@@ -698,9 +743,11 @@ main(void)
     RUN(it_declares_first_and_consumes_when_asked);
     RUN(stopping_gives_back_what_was_not_taken);
     RUN(closing_deletes_what_it_was_told_to);
+    RUN(queues_are_deleted_on_a_new_channel_if_need_be);
     RUN(goals_are_reached_without_a_connection);
     RUN(a_first_refusal_is_an_error);
     RUN(a_later_refusal_is_tried_again);
+    RUN(a_consumer_that_does_not_stand_pauses_longer_and_longer);
     RUN(it_comes_back_with_the_connection);
     RUN(a_cancelled_queue_is_declared_and_consumed_again);
     RUN(a_cancelled_consumer_can_be_stopped);
