@@ -72,8 +72,11 @@ def here() -> "Station | None":
     if "eventlet.patcher" not in sys.modules:
         return None
     hub = hub_here()
-    if hub is None or hub.greenlet is current():
-        return None
+    try:
+        if hub is None or hub.greenlet is current():
+            return None
+    except RuntimeError:
+        return None  # the interpreter ends, and has no greenlets any more
     station: Station | None = getattr(hub, _ATTRIBUTE, None)
     if station is None or station.pid != os.getpid():
         station = Station(hub)

@@ -11,6 +11,7 @@ import eventlet
 eventlet.monkey_patch()
 
 import collections
+import ctypes
 import json
 import logging
 import os
@@ -473,8 +474,9 @@ def no_cleanup(peers, topic, how):
 def main(name, url, directory, topic, argument=None):
     before = len(fix_objects.threads())
     if name == "no_cleanup":
-        # Outside of a block that cleans up.
+        # For ever, or it would clean up when this function is left.
         context = standalone_peers(url, directory)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
         no_cleanup(context.__enter__(), topic, argument)
     with standalone_peers(url, directory) as peers:
         result = globals()[name](peers, topic, argument)

@@ -111,6 +111,19 @@ def test_the_hub_itself_waits_natively():
 
 
 @green
+def test_without_greenlets_nobody_is_green(monkeypatch):
+    """As when the interpreter ends, and an object cleans up behind it."""
+
+    def refuse():
+        raise RuntimeError("greenlet is being finalized")
+
+    task = _waiting.spawn(lambda: None, "x")
+    monkeypatch.setattr(_green, "current", refuse)
+    assert _green.here() is None
+    _waiting.join(task)  # nobody runs it any more
+
+
+@green
 def test_a_child_leaves_the_parents_station_alone():
     station = _green.here()
     flag = _core.Flag()
