@@ -195,6 +195,16 @@ def test_a_wait_may_be_longer_than_a_timer(monkeypatch):
 
 
 @green
+def test_a_wait_takes_its_timer_along():
+    """Or a busy service would have one for each call of the last minute."""
+    hub = eventlet.hubs.get_hub()
+    flag = _core.Flag()
+    set_from_a_thread(flag)
+    assert _green.here().wait(flag, flag.is_set, 60)
+    assert all(timer.called for _, timer in hub.timers + hub.next_timers)
+
+
+@green
 def test_being_woken_for_nothing_does_not_end_a_wait():
     station = _green.here()
     flag = _core.Flag()
@@ -339,6 +349,31 @@ def test_a_pause_lets_others_run():
     _green.here().pause()
     order.append("after")
     assert order == ["other", "after"]
+
+
+class Plenty:
+    """A consumer that has always something."""
+
+    def take(self, limit, timeout):
+        return [limit]
+
+
+@green
+def test_a_flood_of_requests_leaves_others_their_turn(monkeypatch):
+    served = []
+
+    def work():
+        served.append(1)
+
+    for _ in range(3):
+        (limit,) = _waiting.take(Plenty(), 7, None)
+        assert limit == 7
+        eventlet.spawn_n(work)
+    assert len(served) == 2
+
+    monkeypatch.setattr(_core, "next_event", lambda timeout: (10, "text"))
+    assert _waiting.next_event() == (10, "text")
+    assert len(served) == 3
 
 
 # --- what a native thread does --------------------------------------------
