@@ -53,6 +53,7 @@ __all__ = [
     "pairing",
     "peers",
     "pytest_collection_modifyitems",
+    "stock_takes",
     "topic",
 ]
 
@@ -69,6 +70,16 @@ assert impl_rabbit
 amqpdriver.ACK_REQUEUE_EVERY_SECONDS_MAX = 0.05
 # The same for idle workers of the thread pool that every server has.
 futurist_thread.ThreadWorker.MAX_IDLE_FOR = 0.05
+
+
+def stock_takes(option: str, value: object) -> bool:
+    """Tell whether the installed release has an option and allows a value."""
+    for known in impl_rabbit.rabbit_opts:
+        if known.name == option:
+            with contextlib.suppress(ValueError):
+                known.type(value)
+                return True
+    return False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import traceback
 
 import oslo_messaging
 import pytest
-from fix_peer import Notes, TestEndpoint
+from fix_peer import Notes, TestEndpoint, stock_takes
 from oslo_config import cfg
 
 PASSWORD = "s3cret-Zq9/@:%"
@@ -327,6 +327,9 @@ def test_a_full_queue_that_refuses_is_a_delivery_failure(
     assert_unharmed(bystander, broker)
 
 
+@pytest.mark.skipif(
+    not stock_takes("rabbit_stream_fanout", True), reason="streams came with 14.7"
+)
 def test_streams_without_their_conditions_are_refused_as_by_stock(fast, peers, topic):
     client = peers.client(fast, topic=topic, rabbit={"rabbit_stream_fanout": True})
 
