@@ -48,7 +48,9 @@ def test_unit_tests_pass_under_address_sanitizer() -> None:
             **os.environ,
             "PYTHONPATH": str(library),
             "PYTHONMALLOC": "malloc",
-            "LD_PRELOAD": find_library("libasan.so"),
+            # greenlet throws C++ exceptions, and ASan looks for the function
+            # that does so when it starts, before greenlet has brought it.
+            "LD_PRELOAD": " ".join(map(find_library, ["libasan.so", "libstdc++.so.6"])),
             # The interpreter itself leaves a lot behind when it ends.
             "ASAN_OPTIONS": "detect_leaks=0:strict_string_checks=1",
             "UBSAN_OPTIONS": "print_stacktrace=1",
