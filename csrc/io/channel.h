@@ -20,7 +20,7 @@
 /* A delivered or returned message. Slices point into `meta`. */
 typedef struct fm_delivery {
     struct fm_delivery *next;
-    fm_deliver deliver; /* of a returned one: exchange and routing key only */
+    fm_deliver deliver;   /* of a returned one: exchange and routing key only */
     uint16_t return_code; /* 0: delivered */
     uint64_t generation;  /* of the channel that delivered it */
     fm_content content;
@@ -63,8 +63,8 @@ struct fm_channel {
      * it would be an error. Written by the I/O thread. */
     uint64_t generation FM_GUARDED_BY(output->lock);
     fm_channel_state state;
-    fm_script script;  /* what is under way; empty when READY */
-    size_t answered;   /* of script.expect */
+    fm_script script;     /* what is under way; empty when READY */
+    size_t answered;      /* of script.expect */
     fm_delivery *partial; /* owned; waits for header or body frames */
     bool has_header;
 };
@@ -78,8 +78,8 @@ void fm_channel_fini(fm_channel *channel);
 FM_MUST_CHECK fm_status fm_channel_run(fm_channel *channel, fm_script *script);
 
 /* The same for a caller that holds the output's lock. */
-FM_MUST_CHECK fm_status fm_channel_run_locked(fm_channel *channel,
-    fm_script *script) FM_REQUIRES(channel->output->lock);
+FM_MUST_CHECK fm_status fm_channel_run_locked(
+    fm_channel *channel, fm_script *script) FM_REQUIRES(channel->output->lock);
 
 /* A frame for this channel. FM_BAD_FRAME ends the connection. */
 FM_MUST_CHECK fm_status fm_channel_take_frame(

@@ -28,7 +28,6 @@ void
 fm_gate_unref(fm_gate *gate)
 {
     if (gate != NULL
-        && atomic_fetch_sub_explicit(&gate->refs, 1, memory_order_acq_rel)
-            == 1)
+        && atomic_fetch_sub_explicit(&gate->refs, 1, memory_order_acq_rel) == 1)
         free(gate);
 }

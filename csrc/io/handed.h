@@ -49,8 +49,7 @@ void fm_handed_leave(fm_handed *handed, const fm_settled *list);
 
 /* Put a returned one aside for another try, with its reference; false if its
  * time is over. */
-bool fm_handed_try_park(
-    fm_handed *handed, fm_message *message, int64_t now);
+bool fm_handed_try_park(fm_handed *handed, fm_message *message, int64_t now);
 
 /* A returned one is given up: its queue is gone. */
 void fm_handed_remember_gone(

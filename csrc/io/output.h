@@ -32,13 +32,13 @@ typedef struct fm_output {
     fm_socket *socket FM_GUARDED_BY(lock); /* borrowed; NULL while down */
     uint64_t epoch FM_GUARDED_BY(lock);    /* of the connection; 0: none yet */
     uint32_t frame_max FM_GUARDED_BY(lock);
-    fm_buf out FM_GUARDED_BY(lock);     /* appended to */
+    fm_buf out FM_GUARDED_BY(lock);         /* appended to */
     fm_buf sending FM_GUARDED_BY(flushing); /* in the flusher's hands */
     size_t sent FM_GUARDED_BY(flushing);    /* of sending */
-    size_t backlog FM_GUARDED_BY(lock); /* bytes of sending not yet sent */
+    size_t backlog FM_GUARDED_BY(lock);     /* bytes of sending not yet sent */
     bool flushing FM_GUARDED_BY(lock);
-    bool asleep FM_GUARDED_BY(lock);    /* the I/O thread is, or is about to */
-    bool stuck FM_GUARDED_BY(lock);     /* the kernel is full: poll for room */
+    bool asleep FM_GUARDED_BY(lock); /* the I/O thread is, or is about to */
+    bool stuck FM_GUARDED_BY(lock);  /* the kernel is full: poll for room */
     fm_error failure FM_GUARDED_BY(lock); /* of a write; FM_OK: none */
 
     atomic_int_fast64_t last_write; /* fm_now() of the last byte sent */
@@ -50,8 +50,8 @@ void fm_output_fini(fm_output *output);
 
 /* I/O thread: a connection is there, or gone. `epoch` is new for each
  * connection of the process. _down may only be called when _is_quiet. */
-void fm_output_up(fm_output *output, fm_socket *socket, uint32_t frame_max,
-    uint64_t epoch);
+void fm_output_up(
+    fm_output *output, fm_socket *socket, uint32_t frame_max, uint64_t epoch);
 void fm_output_down(fm_output *output);
 
 /* I/O thread: let no new flusher in, and tell whether the last one is out.

@@ -48,8 +48,8 @@ fm_reply_forget(fm_reply_table *table, fm_message *call)
 }
 
 fm_status
-fm_reply_deliver(fm_reply_table *table, const char *msg_id, bool ending,
-    fm_buf *body)
+fm_reply_deliver(
+    fm_reply_table *table, const char *msg_id, bool ending, fm_buf *body)
 {
     fm_message *call;
     fm_reply *reply = malloc(sizeof(*reply));

@@ -35,8 +35,8 @@ void fm_reply_forget(fm_reply_table *table, fm_message *call);
 /* I/O thread: give one reply to its caller and wake it. FM_OK takes *body
  * and leaves it empty; FM_NOT_FOUND, a late reply or one too many, leaves
  * it. */
-FM_MUST_CHECK fm_status fm_reply_deliver(fm_reply_table *table,
-    const char *msg_id, bool ending, fm_buf *body);
+FM_MUST_CHECK fm_status fm_reply_deliver(
+    fm_reply_table *table, const char *msg_id, bool ending, fm_buf *body);
 
 /* The next reply to `call`; NULL: none yet. The caller frees it with
  * fm_reply_free(). */
@@ -46,8 +46,8 @@ void fm_reply_free(fm_reply *reply);
 
 /* Fail the waiting calls whose replies come through the consumer with this
  * gate; NULL: every call, for a bus that is given up. */
-void fm_reply_fail_all(fm_reply_table *table, const struct fm_gate *gate,
-    const fm_error *error);
+void fm_reply_fail_all(
+    fm_reply_table *table, const struct fm_gate *gate, const fm_error *error);
 
 size_t fm_reply_waiting(fm_reply_table *table);
 

@@ -28,8 +28,7 @@ void fm_script_fini(fm_script *script);
 
 /* Expect `method_id` as the next answer. Each add_ below sends one method
  * and expects its answer. A failed one leaves the script unusable. */
-FM_MUST_CHECK fm_status fm_script_expect(
-    fm_script *script, uint32_t method_id);
+FM_MUST_CHECK fm_status fm_script_expect(fm_script *script, uint32_t method_id);
 
 FM_MUST_CHECK fm_status fm_script_add_open(fm_script *script);
 FM_MUST_CHECK fm_status fm_script_add_confirm(fm_script *script);
@@ -38,8 +37,8 @@ FM_MUST_CHECK fm_status fm_script_add_exchange(
     fm_script *script, const fm_exchange *exchange);
 FM_MUST_CHECK fm_status fm_script_add_queue(
     fm_script *script, const fm_queue *queue);
-FM_MUST_CHECK fm_status fm_script_add_bind(fm_script *script,
-    const char *queue, const char *exchange, const char *routing_key);
+FM_MUST_CHECK fm_status fm_script_add_bind(fm_script *script, const char *queue,
+    const char *exchange, const char *routing_key);
 FM_MUST_CHECK fm_status fm_script_add_consume(
     fm_script *script, const char *queue, const char *tag);
 FM_MUST_CHECK fm_status fm_script_add_cancel(

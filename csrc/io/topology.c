@@ -75,8 +75,8 @@ fm_topology_unref(fm_topology *topology)
 
 /* A new last item with copies of up to three names. */
 static fm_status
-add(fm_topology *topology, fm_declaration_kind kind,
-    const char *const names[3], struct fm_declaration **out)
+add(fm_topology *topology, fm_declaration_kind kind, const char *const names[3],
+    struct fm_declaration **out)
 {
     struct fm_declaration *items, *item;
 
@@ -163,8 +163,7 @@ fm_topology_add_queue(fm_topology *topology, const fm_queue *queue)
         to->name = strdup(from->name);
         to->text = from->kind == FM_ARG_TEXT ? strdup(from->text) : NULL;
         item->as.queue.arguments.count = i + 1;
-        if (to->name == NULL
-            || (from->kind == FM_ARG_TEXT && to->text == NULL))
+        if (to->name == NULL || (from->kind == FM_ARG_TEXT && to->text == NULL))
             goto no_memory;
     }
     item->as.queue.arguments.args = item->args;
