@@ -4,6 +4,7 @@ Each test is a scene of eventlet_scenes.py, in a process of its own, since
 monkey_patch() is for all of it and for good.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,13 @@ from pathlib import Path
 import pytest
 from fix_peer import TestEndpoint
 from private_broker import free_port
+
+# Only newer versions have one for asyncio.
+HUBS = [
+    name
+    for name in ("poll", "selects", "asyncio")
+    if importlib.util.find_spec(f"eventlet.hubs.{name}")
+]
 
 SCENES = Path(__file__).with_name("eventlet_scenes.py")
 
@@ -87,7 +95,7 @@ def test_client_and_server_live_in_one_hub(scene, fast, executor):
     assert keeps_ticking(scene("every_kind", executor))
 
 
-@pytest.mark.parametrize("hub", ["poll", "selects", "asyncio"])
+@pytest.mark.parametrize("hub", HUBS)
 def test_every_hub_will_do(scene, fast, hub):
     assert keeps_ticking(scene("every_kind", "eventlet", EVENTLET_HUB=hub))
 
@@ -132,8 +140,8 @@ def test_an_alarm_stops_no_hub(broker, tmp_path, topic, fast, peers, background)
         assert it.hear() == {"asked": True}
         broker.set_alarm()
         it.tell("alarm")
-        answer = it.hear()
-        assert answer["threads"] > 2  # who waits for space does so elsewhere
+        # Who waits for space does so elsewhere.
+        assert "fastmsg-wait" in it.hear()["threads"]
         broker.clear_alarm()
         it.tell("clear")
         assert [len(call.result()) for call in calls] == [10**6] * 24
