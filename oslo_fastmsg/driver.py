@@ -19,8 +19,9 @@ cannot read goes through ``_envelope``.
 The rest: ``_options`` and ``_url`` say what the configuration means,
 ``_replies`` holds the queue of replies, ``_bus`` a user's share of the
 connections, ``_errors`` the table of exceptions, ``_waiting`` every place
-where Python sleeps, ``_events`` the way from the core into the log, and
-``_compat`` what is taken from oslo.messaging's private modules.
+where Python sleeps (``_green``: where eventlet's greenthreads do), ``_events``
+the way from the core into the log, and ``_compat`` what is taken from
+oslo.messaging's private modules.
 
 Making a driver does no I/O and starts no thread, so that it may be made
 before a fork; each process opens its own connections at first use.

@@ -15,6 +15,7 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -237,6 +238,13 @@ def interrupted(peers, topic, _):
     assert stats()["waiting_calls"] == 0
 
     with pytest.raises(eventlet.Timeout), eventlet.Timeout(0.05):
+        client.call({}, "wait")
+    assert stats()["waiting_calls"] == 0
+
+    # As the main thread's, a signal ends the hub itself, and a new one begins.
+    hub = eventlet.hubs.get_hub()
+    hub.schedule_call_global(0.05, os.kill, os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
         client.call({}, "wait")
     assert stats()["waiting_calls"] == 0
 
@@ -468,7 +476,7 @@ def no_cleanup(peers, topic, how):
     if how == "greenthread":
         eventlet.spawn_n(sys.exit, 0)
         eventlet.sleep(20)
-    os.kill(os.getpid(), 2)  # SIGINT
+    os.kill(os.getpid(), signal.SIGINT)
     eventlet.sleep(20)
 
 
