@@ -131,9 +131,12 @@ declarer_done(fm_channel *channel)
 
     if (declarer->declaring == NULL)
         return;
-    /* The epoch is written by this thread only. */
+    /* With the lock held: not while a publisher walks over a queue, or a
+     * message would overtake those that were found to have to wait. */
+    fm_mutex_lock(&declarer->output->lock);
     atomic_store_explicit(&declarer->declaring->declared,
         declarer->output->epoch, memory_order_release);
+    fm_mutex_unlock(&declarer->output->lock);
     fm_topology_unref(declarer->declaring);
     declarer->declaring = NULL;
     declarer->ops->done(declarer);

@@ -11,6 +11,8 @@
 #include "base/status.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 typedef enum fm_gate_state {
     FM_GATE_SHUT,   /* not yet: wait */
@@ -22,6 +24,10 @@ typedef struct fm_gate {
     atomic_uint refs;
     atomic_int state;
     fm_error error; /* FM_CLOSED unless set before FM_GATE_BROKEN */
+    /* What it was when the publisher saw it first in its walk of that number:
+     * guarded by the publisher's lock, see publish.c. */
+    uint64_t walk;
+    bool was_open;
 } fm_gate;
 
 FM_MUST_CHECK fm_status fm_gate_new(fm_gate **out); /* shut */

@@ -65,6 +65,19 @@ fm_publisher_channel(fm_publisher *publisher, uint16_t id)
 
 /* --- sending --- */
 
+/* A gate may open while a queue is walked: who stands behind others at the
+ * same gate would then go before them. So it is looked at once in a walk. */
+static bool
+is_open_locked(fm_publisher *publisher, fm_gate *gate)
+    FM_REQUIRES(publisher->output->lock)
+{
+    if (gate->walk != publisher->walk) {
+        gate->walk = publisher->walk;
+        gate->was_open = fm_gate_state_get(gate) == FM_GATE_OPEN;
+    }
+    return gate->was_open;
+}
+
 static bool
 may_go_locked(fm_publisher *publisher, fm_message *message)
     FM_REQUIRES(publisher->output->lock)
@@ -72,8 +85,7 @@ may_go_locked(fm_publisher *publisher, fm_message *message)
     if (message->topology != NULL
         && !fm_declarer_has(&publisher->declarer, message->topology))
         return false;
-    return message->gate == NULL
-        || fm_gate_state_get(message->gate) == FM_GATE_OPEN;
+    return message->gate == NULL || is_open_locked(publisher, message->gate);
 }
 
 static fm_status
@@ -119,6 +131,7 @@ pump_locked(fm_publisher *publisher, fm_publisher_lane *lane)
 
     if (message == NULL || !lane->ready || lane->channel.generation == 0)
         return;
+    publisher->walk++;
     while (message != NULL && has_room(publisher, lane)) {
         fm_message *next = message->next;
 

@@ -486,6 +486,121 @@ a_gate_holds_its_messages_only(void)
     tear_down();
 }
 
+/* --- order, while what is waited for comes true --- */
+
+enum { RACES = 400, IN_A_RACE = 60 };
+
+static fm_message *racers[IN_A_RACE];
+
+/* Whatever came true in the middle: they arrive as they were submitted. */
+static void
+expect_racers_in_order(void)
+{
+    step();
+    for (int i = 0; i < IN_A_RACE; i++) {
+        char body[16];
+
+        snprintf(body, sizeof(body), "%d", i);
+        expect_published(FM_LANE_RPC, body);
+    }
+    confirm(FM_LANE_RPC, 0, true);
+    for (int i = 0; i < IN_A_RACE; i++)
+        expect_end(racers[i], FM_OK);
+}
+
+static void
+submit_racer(int number, fm_gate *gate, fm_topology *topology)
+{
+    char body[16];
+
+    snprintf(body, sizeof(body), "%d", number);
+    racers[number] = new_message(FM_LANE_RPC, "", body);
+    if (gate != NULL)
+        racers[number]->gate = fm_gate_ref(gate);
+    if (topology != NULL)
+        racers[number]->topology = fm_topology_ref(topology);
+    submit(racers[number]);
+}
+
+/* Have the lane open before the race. */
+static void
+open_lane(void)
+{
+    fm_message *first = submit_new("first");
+
+    grant_lane(FM_LANE_RPC);
+    expect_published(FM_LANE_RPC, "first");
+    confirm(FM_LANE_RPC, 1, false);
+    expect_end(first, FM_OK);
+}
+
+static void *
+open_gate(void *arg)
+{
+    for (int spin = rand() % 3000; spin > 0; spin--)
+        (void)fm_now();
+    fm_gate_set(arg, FM_GATE_OPEN);
+    return NULL;
+}
+
+static void
+a_gate_that_opens_lets_nobody_overtake(void)
+{
+    fm_thread io;
+    fm_gate *gate;
+
+    set_up();
+    open_lane();
+    for (int race = 0; race < RACES; race++) {
+        CHECK_INT(fm_gate_new(&gate), FM_OK);
+        CHECK_INT(fm_thread_start(&io, "io", open_gate, gate), FM_OK);
+        for (int i = 0; i < IN_A_RACE; i++)
+            submit_racer(i, gate, NULL);
+        fm_thread_join(&io);
+        expect_racers_in_order();
+        fm_gate_unref(gate);
+    }
+    tear_down();
+}
+
+static void *
+declare(void *arg)
+{
+    for (int spin = rand() % 3000; spin > 0; spin--)
+        (void)fm_now();
+    CHECK_INT(feed_method(arg, FM_METHOD_QUEUE_DECLARE_OK), FM_OK);
+    return NULL;
+}
+
+static void
+a_declaration_that_is_made_lets_nobody_overtake(void)
+{
+    fm_channel *declarer;
+    fm_thread io;
+
+    set_up();
+    declarer = fm_publisher_channel(&publisher, FM_DECLARER_ID);
+    open_lane();
+    for (int race = 0; race < RACES; race++) {
+        fm_topology *topology = new_topology("q");
+
+        submit_racer(0, NULL, topology);
+        step();
+        if (race == 0) {
+            expect_method(FM_METHOD_CHANNEL_OPEN, FM_DECLARER_ID);
+            CHECK_INT(feed_method(declarer, FM_METHOD_CHANNEL_OPEN_OK), FM_OK);
+        }
+        expect_method(FM_METHOD_QUEUE_DECLARE, FM_DECLARER_ID);
+        CHECK_INT(fm_thread_start(&io, "io", declare, declarer), FM_OK);
+        for (int i = 1; i < IN_A_RACE; i++)
+            submit_racer(i, NULL, topology);
+        fm_thread_join(&io);
+        expect_racers_in_order();
+        fm_topology_unref(topology);
+    }
+    tear_down();
+}
+
 /* --- losses --- */
 
 static void
@@ -894,6 +1009,8 @@ main(void)
     RUN(what_needs_a_declaration_waits_for_it);
     RUN(a_refused_declaration_fails_what_needs_it);
     RUN(a_gate_holds_its_messages_only);
+    RUN(a_gate_that_opens_lets_nobody_overtake);
+    RUN(a_declaration_that_is_made_lets_nobody_overtake);
     RUN(a_lost_connection_is_borne_as_often_as_allowed);
     RUN(what_was_in_flight_goes_first_when_the_connection_is_back);
     RUN(a_message_that_ends_connections_is_given_up);
