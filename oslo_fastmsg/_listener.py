@@ -100,7 +100,10 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
     def start(self, on_incoming_callback: Callable[[list[Any]], Any]) -> None:
         """Begin to consume and to call back, in a thread of its own.
 
-        :raises MessageDeliveryFailure: the broker refuses the consumer.
+        Does not wait for the broker: one that refuses is asked again, with a
+        line in the log.
+
+        :raises MessageDeliveryFailure: the listener was closed.
         """
         super().start(on_incoming_callback)
         self._callback = on_incoming_callback
