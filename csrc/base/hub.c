@@ -12,6 +12,7 @@ struct fm_hub {
 /* One for all watches: only processes with greenthreads take it, and those
  * run one thread at a time for the most part. A leaf. */
 static fm_mutex watches_lock = { PTHREAD_MUTEX_INITIALIZER };
+static atomic_uint watch_count;
 
 fm_status
 fm_hub_new(fm_hub **out)
@@ -79,6 +80,7 @@ fm_watch_begin(fm_watch *watch, fm_wake *wake, fm_hub *hub, uint64_t token)
     fm_mutex_lock(&watches_lock);
     watch->next = atomic_load(&wake->watches);
     atomic_store(&wake->watches, watch);
+    atomic_fetch_add(&watch_count, 1);
     fm_mutex_unlock(&watches_lock);
 }
 
@@ -116,6 +118,7 @@ fm_watch_end(fm_watch *watch)
         before->next = watch->next;
     if (watch->fired)
         unfire_locked(watch);
+    atomic_fetch_sub(&watch_count, 1);
     fm_mutex_unlock(&watches_lock);
     fm_hub_unref(watch->hub);
     watch->hub = NULL;
@@ -147,4 +150,11 @@ void
 fm_hub_reset_in_child(void)
 {
     fm_mutex_init(&watches_lock);
+    atomic_store(&watch_count, 0);
+}
+
+unsigned
+fm_watch_count(void)
+{
+    return atomic_load(&watch_count);
 }

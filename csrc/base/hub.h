@@ -47,6 +47,9 @@ void fm_watch_begin(
     fm_watch *watch, fm_wake *wake, fm_hub *hub, uint64_t token);
 void fm_watch_end(fm_watch *watch); /* twice is allowed */
 
+/* Watches of the process that have begun and not ended. */
+unsigned fm_watch_count(void);
+
 /* For sync.c: somebody may be watching this wake. */
 void fm_watch_fire(fm_wake *wake);
 

@@ -75,15 +75,28 @@ fm_mutex_unlock(fm_mutex *mutex) FM_NO_LOCK_CHECK
 
 /* --- sleeping and waking --- */
 
+static _Thread_local unsigned woken_by_me;
+
+unsigned
+fm_wake_count(void)
+{
+    return woken_by_me;
+}
+
 void
 fm_wake_all(fm_wake *wake)
 {
+    long woken;
+
     /* Both sequentially consistent: either the sleeper sees the new word, or
      * we see the sleeper. */
     atomic_fetch_add(&wake->word, 1);
-    if (atomic_load(&wake->sleepers) > 0)
-        syscall(
+    if (atomic_load(&wake->sleepers) > 0) {
+        woken = syscall(
             SYS_futex, &wake->word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+        if (woken > 0)
+            woken_by_me += (unsigned)woken;
+    }
     if (atomic_load(&wake->watches) != NULL)
         fm_watch_fire(wake);
 }

@@ -74,6 +74,9 @@ fm_wake_read(fm_wake *wake)
  * system call when nobody does. */
 void fm_wake_all(fm_wake *wake);
 
+/* How many sleepers the calling thread has woken so far. */
+unsigned fm_wake_count(void);
+
 /* Sleep until the word differs from `seen`: FM_OK. FM_TIMED_OUT at the
  * deadline, FM_INTERRUPTED by a signal. May return FM_OK too early. */
 FM_MUST_CHECK fm_status fm_wake_wait(

@@ -4,6 +4,9 @@
 
 #include <stdlib.h>
 
+/* How often confirms are read that nobody waits for. */
+#define LOOK_NS (2 * FM_NS_PER_MS)
+
 /* --- the publishing connection --- */
 
 static bool
@@ -364,9 +367,10 @@ fm_bus_wait_confirm(fm_bus *bus, fm_message *message, int64_t timeout_ns)
         if (fm_message_status(message) != FM_AGAIN)
             return FM_OK;
         since = fm_publisher_pending_since(&bus->publisher, message);
-        status = fm_wake_wait(&message->wake, seen,
+        status = fm_loop_wait(&message->wake, seen,
             since == FM_NEVER ? fm_deadline_in(timeout_ns)
-                              : fm_deadline_after(since, timeout_ns));
+                              : fm_deadline_after(since, timeout_ns),
+            true);
         if (status == FM_INTERRUPTED)
             return status;
         if (status != FM_TIMED_OUT)
@@ -389,7 +393,7 @@ fm_bus_wait_reply(
         *out = fm_reply_try_take(&bus->replies, call);
         if (*out != NULL || ended != FM_AGAIN)
             return FM_OK;
-        status = fm_wake_wait(&call->wake, seen, deadline);
+        status = fm_loop_wait(&call->wake, seen, deadline, true);
         if (status != FM_OK)
             return status;
     }
@@ -402,7 +406,7 @@ fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline)
 
     if (fm_message_status(call) == FM_AGAIN
         && !fm_reply_is_there(&bus->replies, call))
-        (void)!fm_wake_wait(&call->wake, seen, deadline);
+        (void)!fm_loop_wait(&call->wake, seen, deadline, true);
 }
 
 fm_status
@@ -566,10 +570,13 @@ fm_bus_before_sleep(fm_bus *bus, int64_t now, struct pollfd polls[FM_BUS_CONNS])
 }
 
 void
-fm_bus_after_sleep(fm_bus *bus, struct pollfd polls[FM_BUS_CONNS])
+fm_bus_after_sleep(fm_bus *bus, int64_t now, struct pollfd polls[FM_BUS_CONNS])
 {
-    if (fm_publisher_end_doze(&bus->publisher))
+    if (fm_publisher_end_doze(&bus->publisher)
+        && now - bus->looked_at >= LOOK_NS) {
         polls[0].revents |= POLLIN;
+        bus->looked_at = now;
+    }
     fm_conn_after_sleep(&bus->publishing, &polls[0]);
     fm_conn_after_sleep(&bus->consuming, &polls[1]);
 }

@@ -45,6 +45,7 @@ typedef struct fm_bus {
     atomic_bool gone; /* the I/O thread has let go of it */
 
     /* FM_OWNED_BY_THREAD(io). */
+    int64_t looked_at;    /* for confirms that nobody waits for */
     fm_consumer *members; /* shared; linked by next */
     fm_consumer **by_id;  /* owned; entries borrowed from members */
     size_t by_id_len;
@@ -100,7 +101,8 @@ fm_deadline fm_bus_step(fm_bus *bus, int64_t now);
 /* Returns when to wake up at the latest, besides what _step said. */
 fm_deadline fm_bus_before_sleep(
     fm_bus *bus, int64_t now, struct pollfd polls[FM_BUS_CONNS]);
-void fm_bus_after_sleep(fm_bus *bus, struct pollfd polls[FM_BUS_CONNS]);
+void fm_bus_after_sleep(
+    fm_bus *bus, int64_t now, struct pollfd polls[FM_BUS_CONNS]);
 /* It was closed, and its connections and threads are gone. */
 bool fm_bus_is_over(const fm_bus *bus);
 

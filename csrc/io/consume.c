@@ -1,6 +1,7 @@
 #include "io/consume.h"
 
 #include "base/event.h"
+#include "io/loop.h"
 #include "wire/envelope.h"
 
 #include <stdio.h>
@@ -105,11 +106,12 @@ fm_consumer_want(fm_consumer *consumer, fm_consumer_goal goal)
     fm_mutex_lock(&consumer->lock);
     if (goal > consumer->goal)
         consumer->goal = goal;
-    /* With the lock held: once it is closed the I/O thread may end. */
+    fm_wake_all(&consumer->wake); /* take() ends when it is stopped */
+    /* With the lock held: once it is closed the I/O thread may end. After the
+     * wake: who takes may be polling. */
     if (consumer->served && consumer->state != FM_CONSUMER_CLOSED)
         fm_waker_signal(consumer->output->waker);
     fm_mutex_unlock(&consumer->lock);
-    fm_wake_all(&consumer->wake); /* take() ends when it is stopped */
 }
 
 void
@@ -225,7 +227,7 @@ fm_consumer_take(
             *out = taken;
             return FM_OK;
         }
-        status = fm_wake_wait(&consumer->wake, seen, deadline);
+        status = fm_loop_wait(&consumer->wake, seen, deadline, false);
         if (status != FM_OK)
             return status;
     }

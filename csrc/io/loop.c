@@ -3,6 +3,7 @@
 #include "base/event.h"
 #include "base/hub.h"
 #include "io/bus.h"
+#include "io/lead.h"
 
 #include <poll.h>
 #include <stdlib.h>
@@ -20,16 +21,22 @@ static struct {
     bool stop FM_GUARDED_BY(lock);
 
     fm_waker waker; /* IMMUTABLE while running */
+    fm_lead lead;
 
-    /* FM_OWNED_BY_THREAD(io); the list changes with `lock` held, because
-     * fork handlers walk it. */
+    /* FM_OWNED_BY_THREAD(io): the leader's. The list changes with `lock`
+     * held, because fork handlers walk it. */
     struct fm_bus *buses; /* shared; linked by next */
     struct pollfd *polls; /* owned: the waker's, then two per bus */
     size_t polls_cap;
+    size_t poll_count; /* what the next turn polls; 0: out of memory */
+    int64_t now;       /* of the last turn */
+    fm_deadline next;  /* of the next turn, at the latest */
+    bool stopping;     /* `stop` was seen */
 } loop = {
     .life = { PTHREAD_MUTEX_INITIALIZER },
     .lock = { PTHREAD_MUTEX_INITIALIZER },
     .waker = { .fd = -1 },
+    .lead = FM_LEAD_INITIAL,
 };
 
 fm_waker *
@@ -124,37 +131,107 @@ gather_polls(int64_t now, fm_deadline *next)
     return count;
 }
 
+/* Ready to poll: all steps are taken, the outputs know that nobody sends for
+ * them. In between turns the loop is always so, whoever leads next. */
+static void
+prepare(void)
+{
+    if (admit_arriving())
+        loop.stopping = true;
+    loop.now = fm_now();
+    loop.next = step_all(loop.now);
+    loop.poll_count = gather_polls(loop.now, &loop.next);
+}
+
+/* Poll until there is something to do, or `deadline`; do it. FM_INTERRUPTED:
+ * a signal came to the leader, nothing was done. */
+static fm_status
+turn(fm_deadline deadline)
+{
+    fm_deadline until = loop.next < deadline ? loop.next : deadline;
+    int timeout_ms = fm_deadline_poll_ms(until, fm_now());
+    size_t count = 1;
+
+    /* Out of memory: serve nobody for a moment, but live. */
+    if (loop.poll_count == 0)
+        timeout_ms = 100;
+    if (poll(loop.polls, loop.poll_count, timeout_ms) < 0)
+        return FM_INTERRUPTED;
+    if (loop.poll_count > 0) {
+        fm_waker_drain(&loop.waker);
+        for (fm_bus *each = loop.buses; each != NULL; each = each->next) {
+            fm_bus_after_sleep(each, loop.now, &loop.polls[count]);
+            count += FM_BUS_CONNS;
+        }
+    }
+    prepare();
+    return FM_OK;
+}
+
+/* After a turn in which so many sleepers were woken, by a leader who does not
+ * wait for anything urgent: are those all who have come to wait? Then they
+ * come back, and the lead is theirs. Greenthreads cannot take it. */
+static bool
+should_leave(unsigned woken)
+{
+    return woken > 0 && fm_watch_count() == 0
+        && fm_lead_hurried(&loop.lead) <= 1;
+}
+
 static void *
 run(void *arg)
 {
     (void)arg;
-    for (;;) {
-        bool stop = admit_arriving();
-        int64_t now = fm_now();
-        fm_deadline next = step_all(now);
-        size_t count;
+    prepare();
+    while (!loop.stopping || loop.buses != NULL) {
+        unsigned before = fm_wake_count();
 
-        if (stop && loop.buses == NULL)
-            break;
-        count = gather_polls(now, &next);
-        /* Out of memory: serve nobody for a moment, but live. */
-        if (poll(loop.polls, count,
-                count == 0 ? 100 : fm_deadline_poll_ms(next, fm_now()))
-            < 0)
-            continue; /* EINTR cannot be: signals are blocked */
-        if (count == 0)
-            continue;
-        fm_waker_drain(&loop.waker);
-        count = 1;
-        for (fm_bus *each = loop.buses; each != NULL; each = each->next) {
-            fm_bus_after_sleep(each, &loop.polls[count]);
-            count += FM_BUS_CONNS;
-        }
+        (void)!turn(FM_NEVER); /* signals are blocked */
+        if (should_leave(fm_wake_count() - before))
+            fm_lead_stand_by(&loop.lead, loop.now);
     }
+    fm_lead_end(&loop.lead);
     free(loop.polls);
     loop.polls = NULL;
     loop.polls_cap = 0;
     return NULL;
+}
+
+/* --- waiters who lead --- */
+
+static fm_status
+lead_until(fm_wake *wake, unsigned seen, fm_deadline deadline, bool is_hurried)
+{
+    fm_status status = FM_OK;
+    bool leaves = false;
+
+    while (status == FM_OK && !leaves && fm_wake_read(wake) == seen) {
+        unsigned before = fm_wake_count();
+
+        status = turn(deadline);
+        if (status == FM_OK && loop.now >= deadline)
+            status = FM_TIMED_OUT;
+        leaves = !is_hurried && should_leave(fm_wake_count() - before);
+    }
+    fm_lead_leave(&loop.lead, loop.now,
+        loop.stopping || fm_watch_count() > 0
+            || atomic_load(&loop.waker.signaled));
+    if (fm_wake_read(wake) != seen)
+        return FM_OK;
+    /* Asleep, or it would lead again before those who are to. */
+    return leaves && status == FM_OK ? fm_wake_wait(wake, seen, deadline)
+                                     : status;
+}
+
+fm_status
+fm_loop_wait(
+    fm_wake *wake, unsigned seen, fm_deadline deadline, bool is_hurried)
+{
+    if (fm_lead_try(&loop.lead))
+        return lead_until(wake, seen, deadline, is_hurried);
+    if (is_hurried)
+        return fm_lead_wait(&loop.lead, wake, seen, deadline);
+    return fm_wake_wait(wake, seen, deadline);
 }
 
 /* --- forks --- */
@@ -187,6 +264,7 @@ fork_child(void)
         fm_conn_abandon_in_child(&each->consuming);
     }
     fm_waker_fini(&loop.waker);
+    fm_lead_reset_in_child(&loop.lead); /* led by a thread of the parent */
     fm_mutex_init(&loop.life);
     fm_mutex_init(&loop.lock);
     loop.running = false;
@@ -218,12 +296,16 @@ start_locked(void) FM_REQUIRES(loop.life)
         return FM_OK;
     pthread_once(&once, watch_forks);
     status = fm_waker_init(&loop.waker);
+    loop.stopping = false;
+    fm_lead_begin(&loop.lead); /* for the thread, which begins as leader */
     if (status == FM_OK)
         status = fm_thread_start(&loop.thread, "fastmsg-io", run, NULL);
-    if (status == FM_OK)
+    if (status == FM_OK) {
         loop.running = true;
-    else
+    } else {
+        fm_lead_end(&loop.lead);
         fm_waker_fini(&loop.waker);
+    }
     return status;
 }
 

@@ -1,9 +1,10 @@
-/* The one I/O thread of the process.
+/* The loop that serves every bus of the process, and its I/O thread.
  *
- * It begins with the first bus that is used and ends with the last one that
- * is closed. It polls, reads, keeps timers and heartbeats, and sends what
- * callers left behind. It never calls Python and never waits for anything
- * but poll().
+ * A turn of the loop polls, reads, keeps timers and heartbeats, and sends
+ * what callers left behind. It never calls Python and never waits for
+ * anything but poll(). The I/O thread begins with the first bus that is used
+ * and ends with the last one that is closed; it runs the turns unless a
+ * waiting thread does it in its place (lead.h).
  *
  * Forks: the child gets no I/O thread. Its copies of the parent's buses are
  * leaked, their descriptors closed without a word to the broker; whoever
@@ -27,6 +28,14 @@ fm_waker *fm_loop_waker(void);
 /* Have the bus served, starting the thread if need be. Does nothing for one
  * that is attached already; FM_CLOSED for one that is closing. */
 FM_MUST_CHECK fm_status fm_loop_attach(struct fm_bus *bus);
+
+/* Sleep until the word of `wake` differs from `seen`, as fm_wake_wait() does,
+ * but run the loop meanwhile if nobody else does. The word is changed by a
+ * turn of the loop, or by a thread that then signals the loop's waker.
+ * `is_hurried`: a reply or a confirm is awaited, so somebody has to run the
+ * loop at any time; not so for a listener. */
+FM_MUST_CHECK fm_status fm_loop_wait(
+    fm_wake *wake, unsigned seen, fm_deadline deadline, bool is_hurried);
 
 /* End the thread if no bus is left, and wait for its end. */
 void fm_loop_try_end(void);

@@ -56,7 +56,7 @@ typedef struct fm_publisher {
     int64_t up_since; /* of the connection; 0 while down */
     fm_error trouble; /* the last thing that went wrong; FM_OK: nothing */
     fm_handed handed;
-    uint64_t walk; /* counts walks over a lane's queue */
+    uint64_t walk;          /* counts walks over a lane's queue */
     int64_t last_unawaited; /* when a message nobody waits for came last */
     bool dozing;            /* see fm_publisher_try_doze() */
     int64_t expire_at;      /* when to look for overdue replies */
