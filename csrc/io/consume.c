@@ -7,7 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { ACK_REPLIES = 32 }; /* replies that one ack settles */
+enum {
+    ACK_REPLIES = 32,       /* replies that one ack settles */
+    TAKE_BYTES = 64 * 1024, /* so many, or more, are no company for others */
+};
 #define ACK_DELAY_NS (20 * FM_NS_PER_MS)
 #define FIRST_PAUSE_NS (100 * FM_NS_PER_MS)
 #define LAST_PAUSE_NS (5 * FM_NS_PER_S)
@@ -194,12 +197,17 @@ static fm_delivery *
 take_locked(fm_consumer *consumer, size_t max) FM_REQUIRES(consumer->lock)
 {
     fm_delivery *first = consumer->intake, *last = first;
+    size_t bytes;
 
     if (first == NULL || max == 0)
         return NULL;
-    for (consumer->intake_len--; --max > 0 && last->next != NULL;
-         consumer->intake_len--)
+    bytes = first->body.len;
+    for (consumer->intake_len--;
+         --max > 0 && last->next != NULL && bytes < TAKE_BYTES;
+         consumer->intake_len--) {
         last = last->next;
+        bytes += last->body.len;
+    }
     consumer->intake = last->next;
     last->next = NULL;
     return first;

@@ -123,7 +123,8 @@ FM_MUST_CHECK fm_status fm_consumer_wait(
     fm_consumer *consumer, fm_deadline deadline, fm_error *error);
 
 /* Sleep until there is a delivery, and take up to `max` in order (linked by
- * `next`, the caller's to free). FM_TIMED_OUT, FM_INTERRUPTED; FM_CLOSED when
+ * `next`, the caller's to free); fewer of large ones, which would all be held
+ * in two forms at a time. FM_TIMED_OUT, FM_INTERRUPTED; FM_CLOSED when
  * it was stopped. */
 FM_MUST_CHECK fm_status fm_consumer_take(
     fm_consumer *consumer, size_t max, fm_deadline deadline, fm_delivery **out);

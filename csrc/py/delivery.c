@@ -140,6 +140,8 @@ fm_delivery_make(fm_state *state, ConsumerObject *consumer,
     SELF(op)->unique_id = id;
     if (payload == NULL)
         consumer->unsettled++;
+    else
+        fm_buf_fini(&delivery->body); /* it lives on, in another form */
     return op;
 
 fail:
@@ -360,7 +362,8 @@ Delivery_get_redelivered(PyObject *op, void *Py_UNUSED(closure))
 static PyGetSetDef Delivery_getset[] = {
     { "payload", Delivery_get_payload, NULL,
         "dict without _unique_id; None: Python has to decode the body", NULL },
-    { "body", Delivery_get_body, NULL, "bytes as received", NULL },
+    { "body", Delivery_get_body, NULL,
+        "bytes as received, of a payload that is None; else empty", NULL },
     { "content_type", Delivery_get_content_type, NULL, "str or None", NULL },
     { "content_encoding", Delivery_get_content_encoding, NULL, "str or None",
         NULL },
