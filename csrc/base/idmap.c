@@ -163,10 +163,28 @@ fm_idmap_next(const fm_idmap *map, size_t *cursor)
 
 /* --- window --- */
 
+/* 96 bits of hash: nobody lives to see two ids with the same ones. */
 struct fm_window_entry {
-    uint64_t hash[2];
-    int64_t time;
+    uint64_t hash;
+    uint32_t more;
+    uint32_t time_s;
 };
+
+/* What the entry of an id holds if it is added now. */
+static struct fm_window_entry
+window_entry(const char *id, size_t len, int64_t now)
+{
+    return (struct fm_window_entry){ hash_bytes(id, len, 0),
+        (uint32_t)hash_bytes(id, len, 1), (uint32_t)(now / FM_NS_PER_S) };
+}
+
+/* Seconds wrap around like any unsigned number: differences stay right. */
+static bool
+is_expired(const struct fm_window_entry *entry, int64_t now)
+{
+    return (uint32_t)(now / FM_NS_PER_S) - entry->time_s
+        > (uint32_t)(FM_WINDOW_NS / FM_NS_PER_S);
+}
 
 void
 fm_window_init(fm_window *window)
@@ -184,16 +202,16 @@ fm_window_fini(fm_window *window)
 
 /* The index slot that holds the entry with this hash, or the free one. */
 static size_t
-index_find(const fm_window *window, const uint64_t hash[2])
+index_find(const fm_window *window, const struct fm_window_entry *wanted)
 {
     size_t mask = window->cap * 2 - 1;
-    size_t at = (size_t)hash[0] & mask;
+    size_t at = (size_t)wanted->hash & mask;
 
     for (; window->index[at] != 0; at = (at + 1) & mask) {
         const struct fm_window_entry *entry =
             &window->ring[window->index[at] - 1];
 
-        if (entry->hash[0] == hash[0] && entry->hash[1] == hash[1])
+        if (entry->hash == wanted->hash && entry->more == wanted->more)
             break;
     }
     return at;
@@ -208,8 +226,7 @@ index_remove(fm_window *window, size_t gap)
     window->index[gap] = 0;
     for (size_t at = (gap + 1) & mask; window->index[at] != 0;
          at = (at + 1) & mask) {
-        size_t home =
-            (size_t)window->ring[window->index[at] - 1].hash[0] & mask;
+        size_t home = (size_t)window->ring[window->index[at] - 1].hash & mask;
 
         if (((at - home) & mask) < ((at - gap) & mask))
             continue; /* its probing starts behind the gap */
@@ -222,7 +239,7 @@ index_remove(fm_window *window, size_t gap)
 static void
 drop_oldest(fm_window *window)
 {
-    index_remove(window, index_find(window, window->ring[window->first].hash));
+    index_remove(window, index_find(window, &window->ring[window->first]));
     window->first = (window->first + 1) & (window->cap - 1);
     window->len--;
 }
@@ -242,7 +259,7 @@ window_grow(fm_window *window)
     for (; bigger.len < window->len; bigger.len++) {
         bigger.ring[bigger.len] =
             window->ring[(window->first + bigger.len) & (window->cap - 1)];
-        bigger.index[index_find(&bigger, bigger.ring[bigger.len].hash)] =
+        bigger.index[index_find(&bigger, &bigger.ring[bigger.len])] =
             (uint32_t)bigger.len + 1;
     }
     fm_window_fini(window);
@@ -253,25 +270,24 @@ window_grow(fm_window *window)
 bool
 fm_window_has(const fm_window *window, const char *id, size_t len, int64_t now)
 {
-    uint64_t hash[2] = { hash_bytes(id, len, 0), hash_bytes(id, len, 1) };
+    struct fm_window_entry wanted = window_entry(id, len, now);
     uint32_t found;
 
     if (window->len == 0)
         return false;
-    found = window->index[index_find(window, hash)];
-    return found != 0 && now - window->ring[found - 1].time <= FM_WINDOW_NS;
+    found = window->index[index_find(window, &wanted)];
+    return found != 0 && !is_expired(&window->ring[found - 1], now);
 }
 
 fm_status
 fm_window_add(fm_window *window, const char *id, size_t len, int64_t now)
 {
-    uint64_t hash[2] = { hash_bytes(id, len, 0), hash_bytes(id, len, 1) };
+    struct fm_window_entry entry = window_entry(id, len, now);
     size_t at;
 
-    while (window->len > 0
-        && now - window->ring[window->first].time > FM_WINDOW_NS)
+    while (window->len > 0 && is_expired(&window->ring[window->first], now))
         drop_oldest(window);
-    if (window->len > 0 && window->index[index_find(window, hash)] != 0)
+    if (window->len > 0 && window->index[index_find(window, &entry)] != 0)
         return FM_OK;
     if (window->len == FM_WINDOW_MAX)
         drop_oldest(window);
@@ -282,8 +298,8 @@ fm_window_add(fm_window *window, const char *id, size_t len, int64_t now)
             return status;
     }
     at = (window->first + window->len) & (window->cap - 1);
-    window->ring[at] = (struct fm_window_entry){ { hash[0], hash[1] }, now };
-    window->index[index_find(window, hash)] = (uint32_t)at + 1;
+    window->ring[at] = entry;
+    window->index[index_find(window, &entry)] = (uint32_t)at + 1;
     window->len++;
     return FM_OK;
 }

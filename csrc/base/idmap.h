@@ -48,7 +48,8 @@ void *fm_idmap_next(const fm_idmap *map, size_t *cursor);
 enum { FM_WINDOW_MAX = 65536 };
 #define FM_WINDOW_NS (INT64_C(600) * 1000000000)
 
-/* The last FM_WINDOW_MAX ids of the last FM_WINDOW_NS, as 128-bit hashes. */
+/* The last FM_WINDOW_MAX ids of the last FM_WINDOW_NS, to the second, as
+ * hashes of 96 bits. */
 typedef struct fm_window {
     struct fm_window_entry *ring; /* owned; grows up to FM_WINDOW_MAX */
     uint32_t *index;              /* owned; ring position + 1, 0: free */

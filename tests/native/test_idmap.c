@@ -173,13 +173,13 @@ an_id_is_forgotten_after_its_time(void)
     fm_window window;
 
     fm_window_init(&window);
-    CHECK_INT(add(&window, 1, 5), FM_OK);
-    CHECK_INT(add(&window, 2, 6), FM_OK);
-    CHECK(has(&window, 1, 5 + FM_WINDOW_NS));
-    CHECK(!has(&window, 1, 6 + FM_WINDOW_NS));
-    CHECK(has(&window, 2, 6 + FM_WINDOW_NS));
+    CHECK_INT(add(&window, 1, 5 * SECOND), FM_OK);
+    CHECK_INT(add(&window, 2, 6 * SECOND), FM_OK);
+    CHECK(has(&window, 1, 5 * SECOND + FM_WINDOW_NS));
+    CHECK(!has(&window, 1, 6 * SECOND + FM_WINDOW_NS));
+    CHECK(has(&window, 2, 6 * SECOND + FM_WINDOW_NS));
     /* The memory goes with the next one. */
-    CHECK_INT(add(&window, 3, 7 + FM_WINDOW_NS), FM_OK);
+    CHECK_INT(add(&window, 3, 7 * SECOND + FM_WINDOW_NS), FM_OK);
     CHECK_INT(window.len, 1);
     fm_window_fini(&window);
 }
@@ -194,9 +194,9 @@ a_duplicate_keeps_its_first_time(void)
     CHECK_INT(add(&window, 1, 300 * SECOND), FM_OK);
     CHECK_INT(window.len, 1);
     CHECK(has(&window, 1, FM_WINDOW_NS));
-    CHECK(!has(&window, 1, FM_WINDOW_NS + 1));
+    CHECK(!has(&window, 1, FM_WINDOW_NS + SECOND));
     /* Once forgotten it begins anew. */
-    CHECK_INT(add(&window, 1, FM_WINDOW_NS + 1), FM_OK);
+    CHECK_INT(add(&window, 1, FM_WINDOW_NS + SECOND), FM_OK);
     CHECK(has(&window, 1, FM_WINDOW_NS + 300 * SECOND));
     fm_window_fini(&window);
 }
@@ -246,10 +246,10 @@ ids_that_collide_are_kept_apart(void)
     }
     fm_window_init(&window);
     for (size_t i = 0; i < WANTED; i++)
-        CHECK_INT(add(&window, same[i], (int64_t)i), FM_OK);
+        CHECK_INT(add(&window, same[i], (int64_t)i * SECOND), FM_OK);
     CHECK_INT(window.cap, 64);
     for (size_t gone = 0; gone < WANTED; gone++) {
-        int64_t now = FM_WINDOW_NS + (int64_t)gone + 1;
+        int64_t now = FM_WINDOW_NS + (int64_t)(gone + 1) * SECOND;
 
         /* Adding drops what is too old: one more each time. */
         CHECK_INT(add(&window, same[gone] + 1000 * 1000, now), FM_OK);
