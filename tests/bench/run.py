@@ -152,9 +152,9 @@ def parse_options() -> argparse.Namespace:
 def make_contender(name: str, options: argparse.Namespace) -> contenders.Contender:
     """Return one of NAMES, not started."""
     if name == "floor":
-        return contenders.FloorContender(name, "floor (rabbitmq-c)")
+        return contenders.FloorContender(name, "echo over rabbitmq-c")
     if name == "floor-safe":
-        label = "floor with confirms and acks"
+        label = "the echo with confirms and acks"
         return contenders.FloorContender(name, label, safe=True)
     if name == "layer-client":
         label = "oslo.messaging's client alone"
@@ -344,7 +344,10 @@ def print_report(result: dict[str, Any], figures: list[report.Figure]) -> None:
         say("\n" + report.resources_table(result["resources"], labels))
     if result["envelope"]:
         say("\n" + report.codec_table(result["envelope"]))
-    say(f"\n'stock' below is: {labels.get(reference, 'not measured')}\n")
+    say(
+        f"\n'stock' below is: {labels.get(reference, 'not measured')}. The floor is"
+        " the echo over rabbitmq-c plus oslo.messaging's client and server alone.\n"
+    )
     say(report.figures_table(figures))
 
 
