@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -122,6 +123,42 @@ fm_wake_wait(fm_wake *wake, unsigned seen, fm_deadline deadline)
         status = FM_INTERRUPTED;
     atomic_fetch_sub(&wake->sleepers, 1);
     return status;
+}
+
+/* --- polling --- */
+
+void
+fm_signals_hold(fm_signals *before)
+{
+    static const int faults[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
+    sigset_t all;
+
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
+        sigdelset(&all, faults[i]);
+    pthread_sigmask(SIG_BLOCK, &all, &before->set);
+}
+
+void
+fm_signals_release(const fm_signals *before)
+{
+    pthread_sigmask(SIG_SETMASK, &before->set, NULL);
+}
+
+bool
+fm_poll(struct pollfd *polls, size_t count, fm_deadline deadline,
+    const fm_signals *mask)
+{
+    int64_t left = deadline == FM_NEVER ? 0 : deadline - fm_now();
+    struct timespec until = { 0 };
+
+    if (left > 0) {
+        until.tv_sec = (time_t)(left / FM_NS_PER_S);
+        until.tv_nsec = (long)(left % FM_NS_PER_S);
+    }
+    return ppoll(polls, count, deadline == FM_NEVER ? NULL : &until,
+               mask == NULL ? NULL : &mask->set)
+        >= 0;
 }
 
 /* --- waking a poll loop --- */

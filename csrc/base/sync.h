@@ -10,6 +10,7 @@
 #include "base/status.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -93,6 +94,21 @@ FM_MUST_CHECK fm_status fm_waker_init(fm_waker *waker);
 void fm_waker_fini(fm_waker *waker);
 void fm_waker_signal(fm_waker *waker); /* never blocks */
 void fm_waker_drain(fm_waker *waker);  /* before looking for what was asked */
+
+/* Signals that were blocked in a thread before _hold, which blocks all but
+ * those that tell of its own faults. */
+typedef struct fm_signals {
+    sigset_t set;
+} fm_signals;
+
+void fm_signals_hold(fm_signals *before);
+void fm_signals_release(const fm_signals *before);
+
+/* poll(), with a deadline. `mask`, unless NULL, is what is blocked meanwhile.
+ * False: a signal ended it. */
+struct pollfd;
+FM_MUST_CHECK bool fm_poll(struct pollfd *polls, size_t count,
+    fm_deadline deadline, const fm_signals *mask);
 
 /* A native thread with all signals blocked and a 1 MiB stack. `name` (at most
  * 15 characters) is what ps and gdb show. */

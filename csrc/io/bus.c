@@ -370,7 +370,7 @@ fm_bus_wait_confirm(fm_bus *bus, fm_message *message, int64_t timeout_ns)
         status = fm_loop_wait(&message->wake, seen,
             since == FM_NEVER ? fm_deadline_in(timeout_ns)
                               : fm_deadline_after(since, timeout_ns),
-            true);
+            FM_ERRAND_CALLER);
         if (status == FM_INTERRUPTED)
             return status;
         if (status != FM_TIMED_OUT)
@@ -393,7 +393,7 @@ fm_bus_wait_reply(
         *out = fm_reply_try_take(&bus->replies, call);
         if (*out != NULL || ended != FM_AGAIN)
             return FM_OK;
-        status = fm_loop_wait(&call->wake, seen, deadline, true);
+        status = fm_loop_wait(&call->wake, seen, deadline, FM_ERRAND_CALLER);
         if (status != FM_OK)
             return status;
     }
@@ -402,11 +402,16 @@ fm_bus_wait_reply(
 void
 fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline)
 {
-    unsigned seen = fm_wake_read(&call->wake);
+    fm_status status = FM_OK;
 
-    if (fm_message_status(call) == FM_AGAIN
-        && !fm_reply_is_there(&bus->replies, call))
-        (void)!fm_loop_wait(&call->wake, seen, deadline, true);
+    while (status == FM_OK) {
+        unsigned seen = fm_wake_read(&call->wake);
+
+        if (fm_message_status(call) != FM_AGAIN
+            || fm_reply_is_there(&bus->replies, call))
+            break;
+        status = fm_loop_wait(&call->wake, seen, deadline, FM_ERRAND_CALLER);
+    }
 }
 
 fm_status

@@ -187,7 +187,8 @@ fm_consumer_wait(fm_consumer *consumer, fm_deadline deadline, fm_error *error)
         fm_mutex_unlock(&consumer->lock);
         if (status != FM_AGAIN)
             return status;
-        status = fm_wake_wait(&consumer->wake, seen, deadline);
+        status =
+            fm_loop_wait(&consumer->wake, seen, deadline, FM_ERRAND_CALLER);
         if (status != FM_OK)
             return status;
     }
@@ -220,10 +221,11 @@ fm_consumer_take(
     for (;;) {
         unsigned seen = fm_wake_read(&consumer->wake);
         fm_delivery *taken = NULL;
-        bool stopped;
+        bool stopped, served;
         fm_status status;
 
         fm_mutex_lock(&consumer->lock);
+        served = consumer->served;
         stopped = consumer->goal >= FM_GOAL_STOPPED
             || consumer->state >= FM_CONSUMER_STOPPING;
         if (!stopped)
@@ -235,7 +237,10 @@ fm_consumer_take(
             *out = taken;
             return FM_OK;
         }
-        status = fm_loop_wait(&consumer->wake, seen, deadline, false);
+        /* Nobody would tell a leader that it was stopped before it began. */
+        status = served
+            ? fm_loop_wait(&consumer->wake, seen, deadline, FM_ERRAND_LISTENER)
+            : fm_wake_wait(&consumer->wake, seen, deadline);
         if (status != FM_OK)
             return status;
     }

@@ -9,15 +9,22 @@
 
 enum { OFF, FREE, TAKEN };
 
+typedef struct fm_sleeper {
+    fm_wake *wake; /* borrowed */
+    unsigned seen;
+    fm_errand errand;
+    struct fm_sleeper *prev;
+    struct fm_sleeper *next;
+} fm_sleeper;
+
 void
 fm_lead_reset_in_child(fm_lead *lead)
 {
     atomic_store(&lead->state, OFF);
-    atomic_store(&lead->hurried, 0);
     atomic_store(&lead->asks_to_be_called, false);
     fm_wake_init(&lead->relief);
     fm_mutex_init(&lead->lock);
-    lead->heir = NULL;
+    lead->sleepers = NULL;
 }
 
 bool
@@ -29,67 +36,104 @@ fm_lead_try(fm_lead *lead)
         && atomic_compare_exchange_strong(&lead->state, &state, TAKEN);
 }
 
-/* Wake one who is in a hurry: he takes the lead. */
+/* --- sleepers --- */
+
 static bool
-wake_heir(fm_lead *lead)
+is_woken(const fm_sleeper *sleeper)
 {
-    bool woken;
+    return fm_wake_read(sleeper->wake) != sleeper->seen;
+}
+
+static fm_sleepers
+count_locked(fm_lead *lead) FM_REQUIRES(lead->lock)
+{
+    fm_sleepers count = { { 0 }, { 0 } };
+
+    for (fm_sleeper *each = lead->sleepers; each != NULL; each = each->next)
+        if (is_woken(each))
+            count.woken[each->errand]++;
+        else
+            count.waiting[each->errand]++;
+    return count;
+}
+
+fm_sleepers
+fm_lead_count(fm_lead *lead)
+{
+    fm_sleepers count;
 
     fm_mutex_lock(&lead->lock);
-    woken = lead->heir != NULL;
-    if (woken)
-        fm_wake_all(lead->heir); /* wakes only; lives as long as we lock */
+    count = count_locked(lead);
     fm_mutex_unlock(&lead->lock);
-    return woken;
+    return count;
+}
+
+/* Wake one who is still waiting, so that it takes the lead. */
+static void
+wake_heir_locked(fm_lead *lead, fm_errand errand) FM_REQUIRES(lead->lock)
+{
+    fm_sleeper *heir = lead->sleepers;
+
+    while (heir->errand != errand || is_woken(heir))
+        heir = heir->next;
+    fm_wake_all(heir->wake); /* wakes only; stays as long as we lock */
 }
 
 void
-fm_lead_leave(fm_lead *lead, int64_t now, bool urgent)
+fm_lead_leave(fm_lead *lead, fm_errand errand, bool urgent)
 {
-    unsigned hurried;
+    fm_sleepers count;
+    bool calls;
 
     assert(atomic_load(&lead->state) == TAKEN);
-    atomic_store(&lead->left_at, now);
-    /* Sequentially consistent, all of them: who begins to sleep sees that the
-     * lead is free, or is seen here. The same goes for the I/O thread. */
+    atomic_store(&lead->left_at, fm_now());
+    /* Sequentially consistent: who is not counted below registers later, and
+     * sees then that the lead is free. The same goes for the I/O thread. */
     atomic_store(&lead->state, FREE);
-    hurried = atomic_load(&lead->hurried);
-    if (urgent || hurried > 1 || (hurried == 1 && !wake_heir(lead))) {
+    fm_mutex_lock(&lead->lock);
+    count = count_locked(lead);
+    calls = urgent || count.waiting[FM_ERRAND_CALLER] > 1;
+    if (calls)
         atomic_store(&lead->left_at, 0);
+    else if (count.waiting[FM_ERRAND_CALLER] == 1)
+        wake_heir_locked(lead, FM_ERRAND_CALLER);
+    else if (errand == FM_ERRAND_CALLER
+        && count.waiting[FM_ERRAND_LISTENER] > 0)
+        wake_heir_locked(lead, FM_ERRAND_LISTENER);
+    fm_mutex_unlock(&lead->lock);
+    if (calls || atomic_load(&lead->asks_to_be_called))
         fm_wake_all(&lead->relief);
-    } else if (atomic_load(&lead->asks_to_be_called)) {
-        fm_wake_all(&lead->relief);
-    }
 }
 
 fm_status
-fm_lead_wait(fm_lead *lead, fm_wake *wake, unsigned seen, fm_deadline deadline)
+fm_lead_wait(fm_lead *lead, fm_errand errand, fm_wake *wake, unsigned seen,
+    fm_deadline deadline)
 {
+    fm_sleeper me = { .wake = wake, .seen = seen, .errand = errand };
     fm_status status = FM_OK;
-    bool is_heir;
 
     fm_mutex_lock(&lead->lock);
-    is_heir = lead->heir == NULL;
-    if (is_heir)
-        lead->heir = wake;
+    me.next = lead->sleepers;
+    if (me.next != NULL)
+        me.next->prev = &me;
+    lead->sleepers = &me;
     fm_mutex_unlock(&lead->lock);
-    atomic_fetch_add(&lead->hurried, 1);
+
     if (atomic_load(&lead->state) != FREE)
         status = fm_wake_wait(wake, seen, deadline);
-    atomic_fetch_sub(&lead->hurried, 1);
-    if (is_heir) {
-        fm_mutex_lock(&lead->lock);
-        lead->heir = NULL;
-        fm_mutex_unlock(&lead->lock);
-    }
+
+    fm_mutex_lock(&lead->lock);
+    if (me.prev != NULL)
+        me.prev->next = me.next;
+    else
+        lead->sleepers = me.next;
+    if (me.next != NULL)
+        me.next->prev = me.prev;
+    fm_mutex_unlock(&lead->lock);
     return status;
 }
 
-unsigned
-fm_lead_hurried(fm_lead *lead)
-{
-    return atomic_load(&lead->hurried);
-}
+/* --- the I/O thread --- */
 
 void
 fm_lead_begin(fm_lead *lead)
@@ -119,15 +163,14 @@ relief_at(fm_lead *lead, int64_t now)
 }
 
 void
-fm_lead_stand_by(fm_lead *lead, int64_t now)
+fm_lead_stand_by(fm_lead *lead)
 {
-    fm_lead_leave(lead, now, false);
+    fm_lead_leave(lead, FM_ERRAND_LISTENER, false);
     for (;;) {
         unsigned seen = fm_wake_read(&lead->relief);
-        fm_deadline until;
+        int64_t now = fm_now();
+        fm_deadline until = relief_at(lead, now);
 
-        now = fm_now();
-        until = relief_at(lead, now);
         if (until == FM_NEVER) {
             atomic_store(&lead->asks_to_be_called, true);
             if (atomic_load(&lead->state) == FREE)

@@ -6,15 +6,15 @@
  * say that it polls and reads for everybody until its own thing is there. A
  * lone caller, and a lone listener, are woken by the socket itself.
  *
- * The I/O thread leads whenever nobody else does. It stands by, and takes
- * over when the lead has been free for FM_LEAD_PATIENCE_NS, or at once when
- * it is called: so what is late is late by that patience at the most, and a
- * process that holds the GIL for a minute loses nothing. It gives up the lead
- * when it has woken whoever would come back for it.
+ * Whoever leaves sees to it that somebody leads when it matters:
  *
- * Who waits for a reply or a confirm is in a hurry: then somebody leads at any
- * time. One such sleeper inherits the lead from who leaves it; for more of
- * them the I/O thread is called, since it need not leave again so soon.
+ * - One who sleeps and is in a hurry (for a reply, a confirm) takes over; for
+ *   several of them the I/O thread is called, as it need not leave so soon.
+ * - A caller who leaves may not come back, so a sleeping listener takes over.
+ *   A listener who leaves comes back as soon as it has handed over.
+ * - The I/O thread takes over from nobody after FM_LEAD_PATIENCE_NS. So what
+ *   is late is late by that at the most, and a process that holds the GIL for
+ *   a minute loses nothing.
  *
  * What is FM_OWNED_BY_THREAD(io) belongs to the leader; changing hands makes
  * what the last one did visible to the next.
@@ -30,21 +30,33 @@
 
 #define FM_LEAD_PATIENCE_NS (5 * FM_NS_PER_MS)
 
+/* Why a thread waits. */
+typedef enum fm_errand {
+    FM_ERRAND_CALLER,   /* in a hurry; may not come back */
+    FM_ERRAND_LISTENER, /* for whatever comes, again and again */
+} fm_errand;
+
 typedef struct fm_lead {
     atomic_int state;              /* off, free, or taken */
-    atomic_uint hurried;           /* sleepers in a hurry */
     atomic_int_fast64_t left_at;   /* when the last leader left; 0: called */
     atomic_bool asks_to_be_called; /* the I/O thread sleeps without limit */
     fm_wake relief;                /* the I/O thread sleeps on it */
 
-    fm_mutex lock;                     /* a leaf */
-    fm_wake *heir FM_GUARDED_BY(lock); /* borrowed: of one in a hurry */
+    fm_mutex lock;                                   /* a leaf */
+    struct fm_sleeper *sleepers FM_GUARDED_BY(lock); /* on their stacks */
 } fm_lead;
 
 #define FM_LEAD_INITIAL                                                        \
     {                                                                          \
         .lock = { PTHREAD_MUTEX_INITIALIZER }                                  \
     }
+
+/* Who sleeps in fm_lead_wait(), by errand. Those whose word was changed are
+ * about to wake up; the others go on waiting. */
+typedef struct fm_sleepers {
+    unsigned woken[2];
+    unsigned waiting[2];
+} fm_sleepers;
 
 /* In a forked child: off, that is, nobody leads or may lead. */
 void fm_lead_reset_in_child(fm_lead *lead);
@@ -54,23 +66,21 @@ void fm_lead_reset_in_child(fm_lead *lead);
 /* Lead, if nobody does. Who gets true calls fm_lead_leave(). */
 FM_MUST_CHECK bool fm_lead_try(fm_lead *lead);
 
-/* `urgent`: somebody else has to lead at once. */
-void fm_lead_leave(fm_lead *lead, int64_t now, bool urgent);
+/* `urgent`: the I/O thread has to lead at once. */
+void fm_lead_leave(fm_lead *lead, fm_errand errand, bool urgent);
 
-/* fm_wake_wait() in a hurry. Also returns, with FM_OK, when the lead is free:
- * try to take it then. */
-FM_MUST_CHECK fm_status fm_lead_wait(
-    fm_lead *lead, fm_wake *wake, unsigned seen, fm_deadline deadline);
+/* fm_wake_wait(). Also returns, with FM_OK, when the lead is to be taken. */
+FM_MUST_CHECK fm_status fm_lead_wait(fm_lead *lead, fm_errand errand,
+    fm_wake *wake, unsigned seen, fm_deadline deadline);
 
-/* How many sleep in fm_lead_wait(). */
-unsigned fm_lead_hurried(fm_lead *lead);
+fm_sleepers fm_lead_count(fm_lead *lead);
 
 /* --- the I/O thread --- */
 
 void fm_lead_begin(fm_lead *lead); /* off: it leads */
 void fm_lead_end(fm_lead *lead);   /* it leads: off */
 
-/* Leave, and sleep until it leads again. */
-void fm_lead_stand_by(fm_lead *lead, int64_t now);
+/* Leave, like a listener, and sleep until it leads again. */
+void fm_lead_stand_by(fm_lead *lead);
 
 #endif

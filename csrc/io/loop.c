@@ -5,8 +5,11 @@
 #include "io/bus.h"
 #include "io/lead.h"
 
-#include <poll.h>
 #include <stdlib.h>
+
+/* How long a caller leads at a time. It has to look in between whether there
+ * was a signal, which the kernel may have given to another thread. */
+#define SHIFT_NS FM_NS_PER_S
 
 static struct {
     /* Held while the thread is started or joined, so it may be held for
@@ -143,24 +146,26 @@ prepare(void)
     loop.poll_count = gather_polls(loop.now, &loop.next);
 }
 
-/* Poll until there is something to do, or `deadline`; do it. FM_INTERRUPTED:
- * a signal came to the leader, nothing was done. */
+/* Poll until there is something to do, or `deadline`; do it. `mask`: the
+ * signals that end the poll; NULL: as they are. FM_INTERRUPTED: one came,
+ * nothing was done. */
 static fm_status
-turn(fm_deadline deadline)
+turn(fm_deadline deadline, const fm_signals *mask)
 {
     fm_deadline until = loop.next < deadline ? loop.next : deadline;
-    int timeout_ms = fm_deadline_poll_ms(until, fm_now());
     size_t count = 1;
+    int64_t now;
 
     /* Out of memory: serve nobody for a moment, but live. */
     if (loop.poll_count == 0)
-        timeout_ms = 100;
-    if (poll(loop.polls, loop.poll_count, timeout_ms) < 0)
+        until = fm_deadline_in(100 * FM_NS_PER_MS);
+    if (!fm_poll(loop.polls, loop.poll_count, until, mask))
         return FM_INTERRUPTED;
+    now = fm_now();
     if (loop.poll_count > 0) {
         fm_waker_drain(&loop.waker);
         for (fm_bus *each = loop.buses; each != NULL; each = each->next) {
-            fm_bus_after_sleep(each, loop.now, &loop.polls[count]);
+            fm_bus_after_sleep(each, now, &loop.polls[count]);
             count += FM_BUS_CONNS;
         }
     }
@@ -168,14 +173,30 @@ turn(fm_deadline deadline)
     return FM_OK;
 }
 
-/* After a turn in which so many sleepers were woken, by a leader who does not
- * wait for anything urgent: are those all who have come to wait? Then they
- * come back, and the lead is theirs. Greenthreads cannot take it. */
+/* Does the loop need its next turn at once, whoever leads? */
 static bool
-should_leave(unsigned woken)
+is_pressed(void)
 {
-    return woken > 0 && fm_watch_count() == 0
-        && fm_lead_hurried(&loop.lead) <= 1;
+    return loop.stopping || loop.next <= loop.now
+        || atomic_load(&loop.waker.signaled);
+}
+
+/* After a turn that woke somebody, by a leader with time: are those who woke
+ * the ones who are to lead? A listener comes back for it; so does a caller
+ * who is the only one in the process to wait. Greenthreads cannot. */
+static bool
+should_leave(bool for_caller)
+{
+    fm_sleepers count = fm_lead_count(&loop.lead);
+
+    if (is_pressed() || fm_watch_count() > 0
+        || count.waiting[FM_ERRAND_CALLER] > 0)
+        return false;
+    if (count.woken[FM_ERRAND_CALLER] > 0)
+        return for_caller && count.woken[FM_ERRAND_CALLER] == 1
+            && count.waiting[FM_ERRAND_LISTENER] == 0
+            && count.woken[FM_ERRAND_LISTENER] == 0;
+    return count.woken[FM_ERRAND_LISTENER] > 0;
 }
 
 static void *
@@ -186,9 +207,9 @@ run(void *arg)
     while (!loop.stopping || loop.buses != NULL) {
         unsigned before = fm_wake_count();
 
-        (void)!turn(FM_NEVER); /* signals are blocked */
-        if (should_leave(fm_wake_count() - before))
-            fm_lead_stand_by(&loop.lead, loop.now);
+        (void)!turn(FM_NEVER, NULL); /* its signals are blocked */
+        if (fm_wake_count() != before && should_leave(true))
+            fm_lead_stand_by(&loop.lead);
     }
     fm_lead_end(&loop.lead);
     free(loop.polls);
@@ -199,39 +220,56 @@ run(void *arg)
 
 /* --- waiters who lead --- */
 
+/* FM_AGAIN: leave it to others, and sleep. */
 static fm_status
-lead_until(fm_wake *wake, unsigned seen, fm_deadline deadline, bool is_hurried)
+take_turns(fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
 {
+    fm_deadline shift_end =
+        errand == FM_ERRAND_CALLER ? fm_deadline_in(SHIFT_NS) : FM_NEVER;
+    fm_deadline until = deadline < shift_end ? deadline : shift_end;
     fm_status status = FM_OK;
-    bool leaves = false;
+    fm_signals before;
 
-    while (status == FM_OK && !leaves && fm_wake_read(wake) == seen) {
-        unsigned before = fm_wake_count();
+    /* A signal that comes while we work, and not while we poll, would be
+     * noticed only when the wait is over. */
+    fm_signals_hold(&before);
+    while (status == FM_OK && fm_wake_read(wake) == seen) {
+        unsigned woken = fm_wake_count();
 
-        status = turn(deadline);
-        if (status == FM_OK && loop.now >= deadline)
-            status = FM_TIMED_OUT;
-        leaves = !is_hurried && should_leave(fm_wake_count() - before);
+        if (loop.stopping) {
+            status = FM_AGAIN;
+            break;
+        }
+        status = turn(until, &before);
+        if (status == FM_OK && loop.now >= until)
+            status = loop.now >= deadline ? FM_TIMED_OUT : FM_INTERRUPTED;
+        if (status == FM_OK && errand == FM_ERRAND_LISTENER
+            && fm_wake_count() != woken && should_leave(false))
+            status = FM_AGAIN;
     }
-    fm_lead_leave(&loop.lead, loop.now,
-        loop.stopping || fm_watch_count() > 0
-            || atomic_load(&loop.waker.signaled));
+    fm_signals_release(&before);
+    return status;
+}
+
+static fm_status
+lead_until(fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
+{
+    fm_status status = take_turns(wake, seen, deadline, errand);
+
+    fm_lead_leave(&loop.lead, errand, is_pressed() || fm_watch_count() > 0);
     if (fm_wake_read(wake) != seen)
         return FM_OK;
     /* Asleep, or it would lead again before those who are to. */
-    return leaves && status == FM_OK ? fm_wake_wait(wake, seen, deadline)
-                                     : status;
+    return status == FM_AGAIN ? fm_wake_wait(wake, seen, deadline) : status;
 }
 
 fm_status
 fm_loop_wait(
-    fm_wake *wake, unsigned seen, fm_deadline deadline, bool is_hurried)
+    fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
 {
     if (fm_lead_try(&loop.lead))
-        return lead_until(wake, seen, deadline, is_hurried);
-    if (is_hurried)
-        return fm_lead_wait(&loop.lead, wake, seen, deadline);
-    return fm_wake_wait(wake, seen, deadline);
+        return lead_until(wake, seen, deadline, errand);
+    return fm_lead_wait(&loop.lead, errand, wake, seen, deadline);
 }
 
 /* --- forks --- */

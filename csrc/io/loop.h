@@ -16,6 +16,7 @@
 #include "base/attrs.h"
 #include "base/status.h"
 #include "base/sync.h"
+#include "io/lead.h"
 
 struct fm_bus;
 
@@ -31,11 +32,10 @@ FM_MUST_CHECK fm_status fm_loop_attach(struct fm_bus *bus);
 
 /* Sleep until the word of `wake` differs from `seen`, as fm_wake_wait() does,
  * but run the loop meanwhile if nobody else does. The word is changed by a
- * turn of the loop, or by a thread that then signals the loop's waker.
- * `is_hurried`: a reply or a confirm is awaited, so somebody has to run the
- * loop at any time; not so for a listener. */
+ * turn of the loop, or by a thread that then signals the loop's waker. May
+ * return FM_INTERRUPTED without a signal. */
 FM_MUST_CHECK fm_status fm_loop_wait(
-    fm_wake *wake, unsigned seen, fm_deadline deadline, bool is_hurried);
+    fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand);
 
 /* End the thread if no bus is left, and wait for its end. */
 void fm_loop_try_end(void);

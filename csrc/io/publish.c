@@ -2,6 +2,7 @@
 
 #include "base/event.h"
 #include "io/gate.h"
+#include "io/loop.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -215,7 +216,8 @@ fm_publisher_wait_space(fm_publisher *publisher, fm_deadline deadline)
         fm_mutex_unlock(&publisher->output->lock);
         if (!full)
             return FM_OK;
-        status = fm_wake_wait(&publisher->handed.space, seen, deadline);
+        status = fm_loop_wait(
+            &publisher->handed.space, seen, deadline, FM_ERRAND_CALLER);
         if (status != FM_OK)
             return status;
     }
@@ -236,7 +238,8 @@ fm_publisher_wait_handed(fm_publisher *publisher, fm_deadline deadline)
         fm_mutex_unlock(&publisher->output->lock);
         if (!pending)
             return FM_OK;
-        status = fm_wake_wait(&publisher->handed.space, seen, deadline);
+        status = fm_loop_wait(
+            &publisher->handed.space, seen, deadline, FM_ERRAND_CALLER);
         if (status != FM_OK)
             return status;
     }

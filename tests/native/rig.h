@@ -156,7 +156,10 @@ rig_reach(fm_consumer *consumer, fm_consumer_goal goal)
     fm_status status;
 
     fm_consumer_want(consumer, goal);
-    status = fm_consumer_wait(consumer, fm_deadline_in(LONG_ENOUGH), &error);
+    do {
+        status =
+            fm_consumer_wait(consumer, fm_deadline_in(LONG_ENOUGH), &error);
+    } while (status == FM_INTERRUPTED);
     if (status != FM_OK)
         (void)rig_show_events(true);
     if (status != FM_OK)

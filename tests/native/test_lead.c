@@ -30,7 +30,7 @@ stand_by_once(void *arg)
     io_thread *self = arg;
 
     self->left_at = fm_now();
-    fm_lead_stand_by(self->lead, self->left_at);
+    fm_lead_stand_by(self->lead);
     self->leads_at = fm_now();
     atomic_store(&self->leads, true);
     return NULL;
@@ -96,7 +96,7 @@ the_io_thread_takes_over_from_a_leader_who_led_for_long(void)
     while (!atomic_load(&lead.asks_to_be_called))
         usleep(1000);
     CHECK(!atomic_load(&io.leads));
-    fm_lead_leave(&lead, fm_now(), false);
+    fm_lead_leave(&lead, FM_ERRAND_LISTENER, false);
     io_thread_join(&io);
 }
 
@@ -108,14 +108,15 @@ an_urgent_leave_calls_the_io_thread(void)
 
     io_thread_start(&io, &lead);
     lead_it(&lead);
-    fm_lead_leave(&lead, FM_NEVER - FM_NS_PER_S, true); /* patience: endless */
+    fm_lead_leave(&lead, FM_ERRAND_LISTENER, true);
     io_thread_join(&io);
 }
 
-/* --- who is in a hurry --- */
+/* --- sleepers --- */
 
 typedef struct sleeper {
     fm_lead *lead;
+    fm_errand errand;
     fm_wake wake;
     fm_thread thread;
     fm_status status;
@@ -123,52 +124,105 @@ typedef struct sleeper {
 } sleeper;
 
 static void *
-sleep_in_a_hurry(void *arg)
+sleep_for_long(void *arg)
 {
     sleeper *self = arg;
 
-    self->status = fm_lead_wait(self->lead, &self->wake,
+    self->status = fm_lead_wait(self->lead, self->errand, &self->wake,
         fm_wake_read(&self->wake), fm_deadline_in(LONG_ENOUGH));
     self->led = fm_lead_try(self->lead);
     if (self->led)
-        fm_lead_leave(self->lead, fm_now(), false);
+        fm_lead_leave(self->lead, FM_ERRAND_LISTENER, false);
     return NULL;
 }
 
 static void
-sleeper_start(sleeper *self, fm_lead *lead)
+sleeper_start(sleeper *self, fm_lead *lead, fm_errand errand)
 {
-    *self = (sleeper){ .lead = lead };
+    *self = (sleeper){ .lead = lead, .errand = errand };
     fm_wake_init(&self->wake);
-    start(&self->thread, sleep_in_a_hurry, self);
+    start(&self->thread, sleep_for_long, self);
 }
 
 static void
-await_hurried(fm_lead *lead, unsigned count)
+await_waiting(fm_lead *lead, fm_errand errand, unsigned count)
 {
-    while (fm_lead_hurried(lead) != count)
+    while (fm_lead_count(lead).waiting[errand] != count)
         usleep(100);
 }
 
 static void
-the_only_one_in_a_hurry_inherits_the_lead(void)
+expect_heir(sleeper *self)
 {
-    fm_lead lead = FM_LEAD_INITIAL;
-    sleeper heir;
-
-    fm_lead_begin(&lead);
-    sleeper_start(&heir, &lead);
-    await_hurried(&lead, 1);
-    fm_lead_leave(&lead, fm_now(), false);
-    fm_thread_join(&heir.thread);
-    CHECK_INT(heir.status, FM_OK);
-    CHECK(heir.led);
-    CHECK_INT(fm_lead_hurried(&lead), 0);
-    CHECK(lead.heir == NULL);
+    fm_thread_join(&self->thread);
+    CHECK_INT(self->status, FM_OK);
+    CHECK(self->led);
 }
 
 static void
-for_several_in_a_hurry_the_io_thread_is_called(void)
+the_only_caller_who_waits_inherits(fm_errand from)
+{
+    fm_lead lead = FM_LEAD_INITIAL;
+    sleeper caller, listener;
+
+    fm_lead_begin(&lead);
+    sleeper_start(&listener, &lead, FM_ERRAND_LISTENER);
+    await_waiting(&lead, FM_ERRAND_LISTENER, 1);
+    sleeper_start(&caller, &lead, FM_ERRAND_CALLER);
+    await_waiting(&lead, FM_ERRAND_CALLER, 1);
+    fm_lead_leave(&lead, from, false);
+    expect_heir(&caller);
+    CHECK_INT(fm_lead_count(&lead).waiting[FM_ERRAND_CALLER], 0);
+    CHECK_INT(fm_lead_count(&lead).waiting[FM_ERRAND_LISTENER], 1);
+    fm_wake_all(&listener.wake);
+    fm_thread_join(&listener.thread);
+    CHECK(lead.sleepers == NULL);
+}
+
+static void
+the_only_caller_who_waits_inherits_from_anybody(void)
+{
+    the_only_caller_who_waits_inherits(FM_ERRAND_CALLER);
+    the_only_caller_who_waits_inherits(FM_ERRAND_LISTENER);
+}
+
+static void
+a_listener_inherits_from_a_caller_only(void)
+{
+    fm_lead lead = FM_LEAD_INITIAL;
+    sleeper listener;
+
+    fm_lead_begin(&lead);
+    sleeper_start(&listener, &lead, FM_ERRAND_LISTENER);
+    await_waiting(&lead, FM_ERRAND_LISTENER, 1);
+    fm_lead_leave(&lead, FM_ERRAND_LISTENER, false);
+    CHECK_INT(fm_lead_count(&lead).woken[FM_ERRAND_LISTENER], 0);
+    CHECK(fm_lead_try(&lead));
+    fm_lead_leave(&lead, FM_ERRAND_CALLER, false);
+    expect_heir(&listener);
+}
+
+/* One that has what it waits for is no heir: it may go anywhere. */
+static void
+who_is_woken_already_does_not_inherit(void)
+{
+    fm_lead lead = FM_LEAD_INITIAL;
+    sleeper satisfied, waiting;
+
+    fm_lead_begin(&lead);
+    sleeper_start(&waiting, &lead, FM_ERRAND_CALLER);
+    await_waiting(&lead, FM_ERRAND_CALLER, 1);
+    sleeper_start(&satisfied, &lead, FM_ERRAND_CALLER);
+    await_waiting(&lead, FM_ERRAND_CALLER, 2);
+    fm_wake_all(&satisfied.wake);
+    fm_lead_leave(&lead, FM_ERRAND_CALLER, false);
+    fm_thread_join(&waiting.thread);
+    CHECK_INT(waiting.status, FM_OK);
+    fm_thread_join(&satisfied.thread);
+}
+
+static void
+for_several_callers_the_io_thread_is_called(void)
 {
     fm_lead lead = FM_LEAD_INITIAL;
     sleeper sleepers[THREADS];
@@ -177,9 +231,9 @@ for_several_in_a_hurry_the_io_thread_is_called(void)
     io_thread_start(&io, &lead);
     lead_it(&lead);
     for (int i = 0; i < THREADS; i++)
-        sleeper_start(&sleepers[i], &lead);
-    await_hurried(&lead, THREADS);
-    fm_lead_leave(&lead, FM_NEVER - FM_NS_PER_S, false);
+        sleeper_start(&sleepers[i], &lead, FM_ERRAND_CALLER);
+    await_waiting(&lead, FM_ERRAND_CALLER, THREADS);
+    fm_lead_leave(&lead, FM_ERRAND_CALLER, false);
     io_thread_join(&io);
     for (int i = 0; i < THREADS; i++) {
         fm_wake_all(&sleepers[i].wake);
@@ -189,31 +243,31 @@ for_several_in_a_hurry_the_io_thread_is_called(void)
 }
 
 static void
-a_free_lead_lets_nobody_sleep_in_a_hurry(void)
+a_free_lead_lets_nobody_sleep(void)
 {
-    fm_lead lead = FM_LEAD_INITIAL;
-    sleeper late;
+    for (int errand = 0; errand < 2; errand++) {
+        fm_lead lead = FM_LEAD_INITIAL;
+        sleeper late;
 
-    fm_lead_begin(&lead);
-    fm_lead_leave(&lead, fm_now(), false);
-    sleeper_start(&late, &lead);
-    fm_thread_join(&late.thread);
-    CHECK_INT(late.status, FM_OK);
-    CHECK(late.led);
+        fm_lead_begin(&lead);
+        fm_lead_leave(&lead, FM_ERRAND_LISTENER, false);
+        sleeper_start(&late, &lead, (fm_errand)errand);
+        expect_heir(&late);
+    }
 }
 
 static void
-a_hurried_sleep_ends_at_its_deadline(void)
+a_sleep_ends_at_its_deadline(void)
 {
     fm_lead lead = FM_LEAD_INITIAL;
     fm_wake wake;
 
     fm_wake_init(&wake);
     fm_lead_begin(&lead);
-    CHECK_INT(fm_lead_wait(&lead, &wake, fm_wake_read(&wake),
+    CHECK_INT(fm_lead_wait(&lead, FM_ERRAND_CALLER, &wake, fm_wake_read(&wake),
                   fm_deadline_in(FM_NS_PER_MS)),
         FM_TIMED_OUT);
-    CHECK_INT(fm_lead_hurried(&lead), 0);
+    CHECK(lead.sleepers == NULL);
 }
 
 /* --- all at once: what the leader owns has one owner --- */
@@ -233,10 +287,10 @@ lead_now_and_then(void *arg)
         if (fm_lead_try(&race.lead)) {
             race.turns++;
             done++;
-            fm_lead_leave(&race.lead, fm_now(), false);
+            fm_lead_leave(&race.lead, (fm_errand)(done % 2), false);
         } else {
-            (void)!fm_lead_wait(&race.lead, wake, fm_wake_read(wake),
-                fm_deadline_in(FM_NS_PER_MS));
+            (void)!fm_lead_wait(&race.lead, (fm_errand)(done % 2), wake,
+                fm_wake_read(wake), fm_deadline_in(FM_NS_PER_MS));
         }
     }
     atomic_fetch_sub(&race.running, 1);
@@ -259,7 +313,7 @@ leaders_take_turns(void)
     while (atomic_load(&race.running) > 0) { /* the I/O thread */
         race.turns++;
         own++;
-        fm_lead_stand_by(&race.lead, fm_now());
+        fm_lead_stand_by(&race.lead);
     }
     for (int i = 0; i < THREADS; i++)
         fm_thread_join(&threads[i]);
@@ -274,10 +328,12 @@ main(void)
     RUN(a_lead_that_nobody_takes_is_the_io_threads_after_its_patience);
     RUN(the_io_thread_takes_over_from_a_leader_who_led_for_long);
     RUN(an_urgent_leave_calls_the_io_thread);
-    RUN(the_only_one_in_a_hurry_inherits_the_lead);
-    RUN(for_several_in_a_hurry_the_io_thread_is_called);
-    RUN(a_free_lead_lets_nobody_sleep_in_a_hurry);
-    RUN(a_hurried_sleep_ends_at_its_deadline);
+    RUN(the_only_caller_who_waits_inherits_from_anybody);
+    RUN(a_listener_inherits_from_a_caller_only);
+    RUN(who_is_woken_already_does_not_inherit);
+    RUN(for_several_callers_the_io_thread_is_called);
+    RUN(a_free_lead_lets_nobody_sleep);
+    RUN(a_sleep_ends_at_its_deadline);
     RUN(leaders_take_turns);
     return 0;
 }
