@@ -191,8 +191,10 @@ class Consumer:
 @final
 class Delivery:
     # None: `body` is for the slow path, and was not acknowledged by take().
+    # Else the body is empty: it is not held in two forms.
     payload: dict[str, Any] | None
     body: bytes
+    size: int  # of the body as received
     content_type: str | None
     content_encoding: str | None
     headers: dict[str, Any]  # raises BadMessage if they cannot be decoded

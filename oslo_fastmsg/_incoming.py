@@ -111,9 +111,13 @@ class RpcIncoming(_compat.IncomingMessage):
         self.reply_q = reply_q
         self._request_id = request_id
         self._replier = replier
+        self.on_begin: Callable[[], None] | None = None
 
     def acknowledge(self) -> None:
-        """Do nothing: it is done."""
+        """Tell the listener that a worker has begun; the broker knows already."""
+        if self.on_begin is not None:
+            self.on_begin()
+            self.on_begin = None
 
     def requeue(self) -> None:
         """Do nothing: a request runs at most once."""

@@ -6,6 +6,7 @@ them to the executor. Nobody but that thread calls it, so messages are handed
 over in delivery order.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -27,10 +28,52 @@ _PREFETCH = 256
 # visit, so this is what a killed process can lose before it hands them over.
 _TAKE = 32
 
+# Large requests that no worker has begun are waited for above so many bytes,
+# since decoded they take several times as much; for so long, since nobody is
+# obliged to begin. Those below the size cost too little to be counted.
+_AHEAD_BYTES = 128 * 1024
+_AHEAD_S = 0.05
+_LARGE = 8 * 1024
+
 # After an error that is not expected, so that it does not fill the log.
 _PAUSE_S = 1.0
 
 Make = Callable[[_core.Delivery, dict[str, Any]], _compat.IncomingMessage]
+
+
+class Backlog:
+    """Large requests that were handed over and that no worker has begun."""
+
+    def __init__(self) -> None:
+        self._lock = _waiting.make_lock()
+        self._bytes = 0
+        self._room: _waiting.Signal | None = None
+
+    def add(self, size: int) -> Callable[[], None]:
+        """Count one of so many bytes; call the result when it is begun."""
+        with self._lock:
+            self._bytes += size
+        return functools.partial(self._remove, size)
+
+    def _remove(self, size: int) -> None:
+        with self._lock:
+            self._bytes -= size
+            if self._bytes > _AHEAD_BYTES:
+                return
+            room, self._room = self._room, None
+        if room is not None:
+            room.set()
+
+    def wait(self) -> None:
+        """Let the workers begin, for a while, if there is more than enough."""
+        if self._bytes <= _AHEAD_BYTES:
+            return
+        room = _waiting.Signal()
+        with self._lock:
+            if self._bytes <= _AHEAD_BYTES:
+                return
+            self._room = room
+        room.wait(_AHEAD_S)
 
 
 def rpc_prefetch(option: int) -> int:
@@ -94,6 +137,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
         self._acks_first = acks_first
         self._delete = delete
         self._brokers = brokers
+        self._backlog = Backlog()
         self._stopping = _waiting.Signal()
         self._task: _waiting.Task | None = None
 
@@ -143,6 +187,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
         end_at: float | None = None
         while True:
             try:
+                self._backlog.wait()
                 left = None
                 if end_at is not None:
                     left = max(0.0, end_at - time.monotonic())
@@ -181,7 +226,10 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
                 payload = self._read_slowly(delivery)
                 if payload is None:
                     return None
-            return self._make(delivery, payload)
+            incoming = self._make(delivery, payload)
+            if self._acks_first and delivery.size >= _LARGE:
+                incoming.on_begin = self._backlog.add(delivery.size)
+            return incoming
         except Exception:
             # One message must not take those behind it along.
             LOG.exception("Skipping a message from queue %s", delivery.queue)

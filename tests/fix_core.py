@@ -36,6 +36,7 @@ class Delivery:
     def __init__(self, payload=None, body=b"", queue="T", **properties):
         self.payload = payload
         self.body = body
+        self.size = len(body)
         self.content_type = "application/json"
         self.content_encoding = "utf-8"
         self.headers = {}

@@ -9,6 +9,7 @@ typedef struct {
     fm_delivery *delivery;    /* owned */
     PyObject *payload;        /* owned: dict, or None */
     PyObject *unique_id;      /* owned: str, or NULL */
+    size_t size;              /* of the body as received */
     bool is_read;             /* payload is not None */
     bool settled;             /* acked or rejected, here or by take() */
 } DeliveryObject;
@@ -138,6 +139,7 @@ fm_delivery_make(fm_state *state, ConsumerObject *consumer,
     SELF(op)->settled = payload != NULL && consumer->ack_on_take;
     SELF(op)->payload = payload != NULL ? payload : Py_NewRef(Py_None);
     SELF(op)->unique_id = id;
+    SELF(op)->size = delivery->body.len;
     if (payload == NULL)
         consumer->unsettled++;
     else
@@ -359,11 +361,18 @@ Delivery_get_redelivered(PyObject *op, void *Py_UNUSED(closure))
     return PyBool_FromLong(SELF(op)->delivery->deliver.redelivered);
 }
 
+static PyObject *
+Delivery_get_size(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(SELF(op)->size);
+}
+
 static PyGetSetDef Delivery_getset[] = {
     { "payload", Delivery_get_payload, NULL,
         "dict without _unique_id; None: Python has to decode the body", NULL },
     { "body", Delivery_get_body, NULL,
         "bytes as received, of a payload that is None; else empty", NULL },
+    { "size", Delivery_get_size, NULL, "bytes of the body as received", NULL },
     { "content_type", Delivery_get_content_type, NULL, "str or None", NULL },
     { "content_encoding", Delivery_get_content_encoding, NULL, "str or None",
         NULL },

@@ -260,3 +260,43 @@ def test_prefetch_is_bounded_when_the_option_has_no_bound():
     assert notification_prefetch(0, 1000, 64) == 2000
     assert notification_prefetch(0, None, 500) == 1000
     assert notification_prefetch(5, 1000, 500) == 5
+
+
+def test_a_large_request_is_waited_for_until_a_worker_begins(monkeypatch):
+    monkeypatch.setattr(_listener, "_AHEAD_S", 60.0)
+    backlog = _listener.Backlog()
+    begin = [backlog.add(_listener._AHEAD_BYTES) for _ in range(2)]
+    thread = threading.Thread(target=backlog.wait)
+    thread.start()
+    eventually(lambda: backlog._room is not None)
+    assert thread.is_alive()
+
+    begin[0]()
+    thread.join(10)
+    assert not thread.is_alive()
+    begin[1]()
+    backlog.wait()  # nothing is ahead
+
+
+def test_workers_who_never_begin_do_not_stop_a_listener(monkeypatch):
+    monkeypatch.setattr(_listener, "_AHEAD_S", 0.01)
+    backlog = _listener.Backlog()
+    backlog.add(_listener._AHEAD_BYTES + 1)
+    backlog.wait()
+    backlog.wait()
+
+
+def test_requests_count_as_ahead_by_their_size_until_acknowledged():
+    class Incoming:
+        on_begin = None
+
+    with Harness() as it:
+        it.listener._make = lambda delivery, payload: Incoming()
+        it.consumer.deliver(Delivery({"n": 1}, size=_listener._LARGE - 1))
+        it.consumer.deliver(Delivery({"n": 2}, size=_listener._LARGE))
+        eventually(lambda: len(it.batches) == 2)
+        small, large = [batch[0] for batch in it.batches]
+        assert small.on_begin is None
+        assert it.listener._backlog._bytes == _listener._LARGE
+        large.on_begin()
+        assert it.listener._backlog._bytes == 0
