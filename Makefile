@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 
 .PHONY: all help packages venv build test test-timing test-slow test-all \
-	test-asan demo bench lint format tidy sdist clean distclean
+	test-versions test-asan demo bench lint format tidy sdist clean distclean
 
 all: build
 
@@ -23,6 +23,7 @@ help:
 	@echo 'make test         the tests, but those marked slow or timing'
 	@echo 'make test-timing  the tests that bound elapsed time'
 	@echo 'make test-slow    the tests that take long'
+	@echo 'make test-versions  the tests, with each Python and three oslo.messaging'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
 	@echo 'make demo         the driver at work, as real processes'
 	@echo 'make bench        measure it against the stock driver'
@@ -44,6 +45,10 @@ $(VENV)/made: tests/requirements.txt | packages
 	touch $@
 
 $(VENV)/made-lint: tests/requirements-lint.txt $(VENV)/made
+	tools/make_venv.sh $(VENV) $<
+	touch $@
+
+$(VENV)/made-tox: tests/requirements-tox.txt $(VENV)/made
 	tools/make_venv.sh $(VENV) $<
 	touch $@
 
@@ -74,6 +79,13 @@ test-slow: build
 
 test-all: build
 	$(BIN)/python -m pytest $(ARGS)
+
+# Their names, for tox; those that are not found are said to be skipped.
+VERSIONS = py3{10,11,12,13}-{oldest,middle,newest}
+
+test-versions: packages $(VENV)/made-tox
+	$(BIN)/tox run --skip-missing-interpreters true -e '$(VERSIONS)' \
+		--discover $(shell tools/find_pythons.sh) $(if $(ARGS),-- $(ARGS))
 
 test-asan: build
 	$(BIN)/python -m pytest tests/native/test_binding_asan.py $(ARGS)
