@@ -13,7 +13,7 @@ with warnings.catch_warnings():
 
 pytest_plugins = ["fix_broker"]
 
-BROKER_FIXTURES = {"broker", "broker_of_the_run", "own_broker"}
+BROKER_FIXTURES = {"broker", "broker_of_the_run", "own_broker", "cluster"}
 
 
 def pytest_report_header() -> str:

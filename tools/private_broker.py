@@ -6,6 +6,10 @@ As a library::
     with PrivateBroker() as broker:
         print(broker.url("fastmsg"))
 
+    with PrivateCluster() as cluster:  # three nodes, one of which may be killed
+        print(cluster.url("fastmsg"))
+        cluster.nodes[0].kill()
+
 As a command, until SIGTERM or Ctrl-C: ``python tools/private_broker.py``
 prints the URL in one line when the broker is ready.
 
@@ -33,9 +37,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +48,8 @@ __all__ = [
     "BrokerError",
     "NamedBroker",
     "PrivateBroker",
+    "PrivateCluster",
     "broker_from_environment",
-    "cluster",
     "free_port",
 ]
 
@@ -113,6 +118,10 @@ def _scripts() -> str:
     return found[-1]
 
 
+def _new_name() -> str:
+    return f"fm{secrets.token_hex(4)}@localhost"
+
+
 def _quote(text: str) -> str:
     """Write an Erlang binary."""
     return "<<" + ",".join(map(str, text.encode())) + ">>"
@@ -152,6 +161,7 @@ class _Home:
         self.path = Path(tempfile.mkdtemp(prefix="oslo-fastmsg-"))
         self.epmd_port = free_port()
         self.users = 0
+        self._lock = threading.Lock()  # the nodes of a cluster start at once
         cookie = self.path / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(16).upper())
         cookie.chmod(0o400)
@@ -174,10 +184,11 @@ class _Home:
         self._epmd: subprocess.Popen[bytes] | None = None
 
     def open(self) -> None:
-        self.users += 1
-        if self._epmd is None:
-            self._epmd = self.spawn("epmd", ["epmd"], {})
-            _wait_until(self._epmd_answers, 20, "start of epmd")
+        with self._lock:
+            self.users += 1
+            if self._epmd is None:
+                self._epmd = self.spawn("epmd", ["epmd"], {})
+                _wait_until(self._epmd_answers, 20, "start of epmd")
 
     def _epmd_answers(self) -> bool:
         assert self._epmd is not None
@@ -223,9 +234,10 @@ class _Home:
 
     def close(self) -> None:
         """One node less; after the last one nothing is left."""
-        self.users -= 1
-        if self.users > 0:
-            return
+        with self._lock:
+            self.users -= 1
+            if self.users > 0:
+                return
         if self._epmd is not None:
             self.end("epmd", self._epmd)
             self._epmd = None
@@ -274,7 +286,12 @@ class PrivateBroker:
     host = HOST
 
     def __init__(
-        self, *, config: str = "", virtual_host: str = "/", _home: _Home | None = None
+        self,
+        *,
+        config: str = "",
+        virtual_host: str = "/",
+        _home: _Home | None = None,
+        _name: str | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -287,7 +304,9 @@ class PrivateBroker:
         self.pid = 0
         self._config = config
         self._home = _home
+        self._fixed_name = _name
         self._is_open = False
+        self._is_paused = False
         self._node: subprocess.Popen[bytes] | None = None
         self._dist_port = 0
 
@@ -337,11 +356,11 @@ class PrivateBroker:
 
     def _choose_names(self) -> None:
         assert self._home is not None
-        self.name = f"fm{secrets.token_hex(4)}@localhost"
+        self.name = self._fixed_name or _new_name()
         self.port = free_port()
         self._dist_port = free_port()
         self._data = self._home.path / self.name
-        (self._data / "log").mkdir(parents=True)
+        (self._data / "log").mkdir(parents=True, exist_ok=True)
         (self._data / "environment.conf").touch()
         (self._data / "enabled_plugins").write_text("[].\n")
         (self._data / "rabbitmq.conf").write_text(
@@ -418,6 +437,7 @@ class PrivateBroker:
             assert self._home is not None
             self._home.end(self.name, self._node)
             self._node = None
+            self._is_paused = False
             self.pid = 0
 
     def restart(self) -> None:
@@ -445,11 +465,17 @@ class PrivateBroker:
         """Stop the node's process (SIGSTOP): connections stay, answers end."""
         if self._node is not None:
             self._node.send_signal(signal.SIGSTOP)
+            self._is_paused = True
 
     def resume(self) -> None:
         """Let the node's process go on (SIGCONT)."""
         if self._node is not None:
             self._node.send_signal(signal.SIGCONT)
+            self._is_paused = False
+
+    def answers(self) -> bool:
+        """Tell whether the node runs: neither ended nor paused."""
+        return self._node is not None and not self._is_paused
 
     # --- addresses ---
 
@@ -474,6 +500,10 @@ class PrivateBroker:
         return "\n".join(lines)
 
     # --- questions and orders ---
+
+    def known(self) -> list[str]:
+        """Tell the nodes of the cluster that run, by what this one knows."""
+        return list(self.query("rabbit_nodes:all_running()"))
 
     def rabbitmqctl(self, *arguments: str) -> str:
         """Run Debian's rabbitmqctl against this node; give what it prints."""
@@ -576,10 +606,10 @@ class PrivateBroker:
         return [row for row in rows if row["source_name"]]
 
     def connections(self) -> list[dict[str, Any]]:
-        """Tell each connection's pid, name, user, vhost, state, channels,
+        """Tell each connection's pid, node, name, user, vhost, state, channels,
         auth_mechanism, timeout, frame_max, client_properties."""
         return self._listing(
-            "[[{pid, P} | rabbit_networking:connection_info(P, "
+            "[[{pid, P}, {node, node(P)} | rabbit_networking:connection_info(P, "
             "[name, user, vhost, state, channels, auth_mechanism, timeout, "
             "frame_max, channel_max, client_properties])] "
             "|| P <- rabbit_networking:connections()]"
@@ -715,22 +745,152 @@ class PrivateBroker:
             self.delete_exchange(exchange["name"])
 
 
-@contextlib.contextmanager
-def cluster(nodes: int = 3, *, config: str = "") -> Iterator[list[PrivateBroker]]:
-    """Run several nodes as one cluster; the first one is its seed."""
-    home = _Home()
-    brokers = [PrivateBroker(config=config, _home=home) for _ in range(nodes)]
-    try:
-        for broker in brokers:
-            broker.start()
-        for broker in brokers[1:]:
-            broker.rabbitmqctl("stop_app")
-            broker.rabbitmqctl("join_cluster", brokers[0].name)
-            broker.rabbitmqctl("start_app")
-        yield brokers
-    finally:
-        for broker in brokers:
-            broker.stop()
+class PrivateCluster:
+    """Several nodes joined to one cluster, in one home.
+
+    A node is killed, halted, started again, paused and resumed by its own
+    methods; the others go on as long as more than half of them are left.
+    Questions about the cluster as a whole go to any node that answers.
+    """
+
+    user = PrivateBroker.user
+    password = PrivateBroker.password
+    virtual_host = "/"
+
+    def __init__(self, size: int = 3, *, config: str = "") -> None:
+        """Start nothing yet.
+
+        :param config: more lines for each node's ``rabbitmq.conf``.
+        """
+        self.nodes: list[PrivateBroker] = []
+        self._size = size
+        self._config = config
+
+    def __enter__(self) -> PrivateCluster:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Start all nodes at once and wait until they are one cluster."""
+        home = _Home()
+        names = [_new_name() for _ in range(self._size)]
+        # A node that was cut off must not go on by itself, or what it knows
+        # differs from the others' for good.
+        config = (
+            "cluster_partition_handling = pause_minority\n"
+            "cluster_formation.peer_discovery_backend = classic_config\n"
+        )
+        for number, name in enumerate(names, 1):
+            config += f"cluster_formation.classic_config.nodes.{number} = {name}\n"
+        self.nodes = [
+            PrivateBroker(config=config + self._config, _home=home, _name=name)
+            for name in names
+        ]
+        try:
+            self._start(self.nodes)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, nodes: list[PrivateBroker]) -> None:
+        with ThreadPoolExecutor(self._size) as pool:
+            for done in [pool.submit(node.start) for node in nodes]:
+                done.result()
+        self.wait_until_whole()
+
+    def stop(self) -> None:
+        """End all nodes and remove what they left. Twice is allowed."""
+        for node in self.nodes:
+            node.stop()
+
+    def wait_until_whole(self, timeout: float = STARTUP_S) -> None:
+        """Wait until the nodes that run know each other, and no others, and
+        each quorum queue has a leader and a member on each of its nodes that
+        run: until the next one may fail."""
+        running = self.running()
+        names = sorted(node.name for node in running)
+
+        def is_whole() -> bool:
+            try:
+                if any(sorted(node.known()) != names for node in running):
+                    return False
+                queues = self.quorum_queues()
+            except BrokerError:  # a node that was cut off restarts itself
+                return False
+            return all(
+                queue["leader"] in names
+                and set(queue["online"]) == set(queue["members"]) & set(names)
+                for queue in queues
+            )
+
+        _wait_until(is_whole, timeout, f"a cluster of {', '.join(names)}")
+
+    # --- nodes ---
+
+    def running(self) -> list[PrivateBroker]:
+        """Give the nodes that run: neither ended nor paused."""
+        return [node for node in self.nodes if node.answers()]
+
+    def any(self) -> PrivateBroker:
+        """Give a node that runs, to ask it about the cluster."""
+        return self.running()[0]
+
+    def node(self, name: str) -> PrivateBroker:
+        """Give the node of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def restore(self) -> None:
+        """Start again what was ended, resume what was paused, and wait."""
+        for node in self.nodes:
+            if not node.answers():
+                node.resume()
+        self._start([node for node in self.nodes if not node.answers()])
+
+    def reset(self) -> None:
+        """Restore all nodes, and empty the cluster, as between two tests."""
+        self.restore()
+        self.any().reset()
+
+    # --- questions ---
+
+    def url(self, scheme: str = "rabbit", **query: object) -> str:
+        """Give the transport URL, which has all nodes in it."""
+        hosts = ",".join(
+            f"{self.user}:{self.password}@{node.host}:{node.port}"
+            for node in self.nodes
+        )
+        text = f"{scheme}://{hosts}/"
+        return f"{text}?{urllib.parse.urlencode(query)}" if query else text
+
+    def connections(self) -> list[dict[str, Any]]:
+        """Tell what :meth:`PrivateBroker.connections` does, of all nodes."""
+        return self.any().connections()
+
+    def quorum_queues(self) -> list[dict[str, Any]]:
+        """Tell each quorum queue's name, leader, members (nodes that should
+        have it) and online (those where its process runs)."""
+        rows = self.any().query(
+            "[[{name, N} | rabbit_quorum_queue:info(Q, [leader, members, online])]"
+            f" || Q <- rabbit_amqqueue:list({_quote(self.virtual_host)}),"
+            " N <- [amqqueue:get_name(Q)], amqqueue:get_type(Q) =:= rabbit_quorum_queue]"
+        )
+        return list(rows)
+
+    def homes(self) -> dict[str, str]:
+        """Tell the node of each queue, its leader's for a quorum queue; those
+        whose node does not run are told as well."""
+        vhost = _quote(self.virtual_host)
+        rows = self.any().query(
+            "[[{name, amqqueue:get_name(Q)}, {home, amqqueue:qnode(Q)}]"
+            f" || Q <- rabbit_amqqueue:list({vhost})"
+            f" ++ rabbit_amqqueue:list_down({vhost})]"
+        )
+        return {row["name"]: row["home"] for row in rows}
 
 
 def main() -> int:
