@@ -179,6 +179,7 @@ class Consumer:
         prefetch: int,
         ack_on_take: bool,
         replies: bool,
+        cancel_on_failover: bool,
     ) -> Self: ...
     def open(self, timeout: float | None) -> None: ...
     # Says what is wanted and returns; for a consumer of replies this is

@@ -41,7 +41,6 @@ _FASTMSG_NAMES = frozenset(opt.name for opt in _fastmsg_opts)
 #: driver does not know yet, with what it does instead.
 _NOT_HONOURED = {
     "kombu_compression": "messages are sent uncompressed, which every receiver reads",
-    "enable_cancel_on_failover": "consumers are declared without it",
     "use_queue_manager": "reply and fanout queues get random names, which expire",
     "rabbit_stream_fanout": "each server has a fanout queue of its own",
 }
@@ -118,6 +117,7 @@ class Settings:
     rabbit_stream_fanout: bool = False
     heartbeat_timeout_threshold: int = 60
     direct_mandatory_flag: bool = True
+    enable_cancel_on_failover: bool = False
 
     #: Seconds; the client's default for ``timeout``.
     rpc_response_timeout: float = 60

@@ -52,6 +52,7 @@ class ReplyQueue:
                 prefetch=_PREFETCH,
                 ack_on_take=True,
                 replies=True,
+                cancel_on_failover=self._settings.enable_cancel_on_failover,
             )
             consumer.start()
             self._consumer = consumer

@@ -442,6 +442,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
                 prefetch=prefetch,
                 ack_on_take=acks_first,
                 replies=False,
+                cancel_on_failover=self._settings.enable_cancel_on_failover,
             )
             try:
                 _waiting.open_consumer(consumer, None)

@@ -64,13 +64,24 @@ class Delivery:
 
 
 class Consumer:
-    def __init__(self, bus, declarations, queues, *, prefetch, ack_on_take, replies):
+    def __init__(
+        self,
+        bus,
+        declarations,
+        queues,
+        *,
+        prefetch,
+        ack_on_take,
+        replies,
+        cancel_on_failover,
+    ):
         self.bus = bus
         self.declarations = list(declarations)
         self.queues = list(queues)
         self.prefetch = prefetch
         self.ack_on_take = ack_on_take
         self.replies = replies
+        self.cancel_on_failover = cancel_on_failover
         self.history = []
         self.deleted = None
         self.faults = deque()  # what the next take()s raise

@@ -625,10 +625,11 @@ class PrivateBroker:
         )
 
     def consumers(self) -> list[dict[str, Any]]:
-        """Tell each consumer's queue_name, consumer_tag, channel_pid,
-        ack_required, prefetch_count, arguments."""
+        """Tell each consumer's queue_name, consumer_tag, channel_pid, node (its
+        connection's), ack_required, prefetch_count, arguments."""
         return self._listing(
-            f"rabbit_amqqueue:consumers_all({_quote(self.virtual_host)})"
+            "[[{node, node(proplists:get_value(channel_pid, C))} | C] || C <- "
+            f"rabbit_amqqueue:consumers_all({_quote(self.virtual_host)})]"
         )
 
     def add_vhost(self, name: str) -> None:
@@ -870,6 +871,10 @@ class PrivateCluster:
     def connections(self) -> list[dict[str, Any]]:
         """Tell what :meth:`PrivateBroker.connections` does, of all nodes."""
         return self.any().connections()
+
+    def consumers(self) -> list[dict[str, Any]]:
+        """Tell what :meth:`PrivateBroker.consumers` does, of all nodes."""
+        return self.any().consumers()
 
     def quorum_queues(self) -> list[dict[str, Any]]:
         """Tell each quorum queue's name, leader, members (nodes that should

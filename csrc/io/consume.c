@@ -34,6 +34,7 @@ fm_consumer_new(const fm_consumer_config *config, fm_topology *topology,
     consumer->output = output;
     consumer->table = config->replies ? table : NULL;
     consumer->prefetch = config->prefetch;
+    consumer->cancel_on_failover = config->cancel_on_failover;
     consumer->topology = fm_topology_ref(topology);
     fm_window_init(&consumer->seen);
     fm_channel_init(&consumer->channel, &consumer_ops, consumer, output);
@@ -326,10 +327,17 @@ fm_consumer_queue_of(const fm_consumer *consumer, const fm_delivery *delivery)
 static fm_status
 write_consume(fm_script *script, const fm_consumer *consumer, size_t index)
 {
+    /* RabbitMQ ends the consumer of a mirrored queue when another mirror
+     * takes over, instead of going on silently with redeliveries. */
+    static const fm_arg cancel = {
+        .name = "x-cancel-on-ha-failover", .kind = FM_ARG_BOOL, .flag = true
+    };
+    static const fm_table arguments = { &cancel, 1 };
     char tag[8];
 
     snprintf(tag, sizeof(tag), "%u", (unsigned)index + 1);
-    return fm_script_add_consume(script, consumer->queues[index], tag);
+    return fm_script_add_consume(script, consumer->queues[index], tag,
+        consumer->cancel_on_failover ? &arguments : NULL);
 }
 
 static fm_status

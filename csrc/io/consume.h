@@ -48,8 +48,9 @@ typedef enum fm_consumer_state {
 typedef struct fm_consumer_config {
     const char *const *queues; /* borrowed; consumer tags are "1", "2", ... */
     size_t queue_count;
-    uint16_t prefetch; /* basic.qos; 0: none */
-    bool replies;      /* deliver to the reply table */
+    uint16_t prefetch;       /* basic.qos; 0: none */
+    bool replies;            /* deliver to the reply table */
+    bool cancel_on_failover; /* x-cancel-on-ha-failover of each consumer */
 } fm_consumer_config;
 
 typedef struct fm_consumer {
@@ -64,6 +65,7 @@ typedef struct fm_consumer {
     char **queues;         /* owned */
     size_t queue_count;
     uint16_t prefetch;
+    bool cancel_on_failover;
 
     /* A leaf: its holder takes no other lock, no GIL, and calls nobody. */
     fm_mutex lock;

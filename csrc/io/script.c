@@ -93,11 +93,12 @@ fm_script_add_bind(fm_script *script, const char *queue, const char *exchange,
 }
 
 fm_status
-fm_script_add_consume(fm_script *script, const char *queue, const char *tag)
+fm_script_add_consume(fm_script *script, const char *queue, const char *tag,
+    const fm_table *arguments)
 {
     return sent(script,
         fm_amqp_put_basic_consume(
-            &script->frames, script->channel, queue, tag, NULL),
+            &script->frames, script->channel, queue, tag, arguments),
         FM_METHOD_BASIC_CONSUME_OK);
 }
 

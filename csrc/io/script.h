@@ -39,8 +39,9 @@ FM_MUST_CHECK fm_status fm_script_add_queue(
     fm_script *script, const fm_queue *queue);
 FM_MUST_CHECK fm_status fm_script_add_bind(fm_script *script, const char *queue,
     const char *exchange, const char *routing_key);
-FM_MUST_CHECK fm_status fm_script_add_consume(
-    fm_script *script, const char *queue, const char *tag);
+/* `arguments` may be NULL: none. */
+FM_MUST_CHECK fm_status fm_script_add_consume(fm_script *script,
+    const char *queue, const char *tag, const fm_table *arguments);
 FM_MUST_CHECK fm_status fm_script_add_cancel(
     fm_script *script, const char *tag);
 FM_MUST_CHECK fm_status fm_script_add_delete(

@@ -103,10 +103,10 @@ static PyObject *
 Consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = { "bus", "declarations", "queues", "prefetch",
-        "ack_on_take", "replies", NULL };
+        "ack_on_take", "replies", "cancel_on_failover", NULL };
     fm_state *state = fm_state_of_type(type);
     PyObject *bus_object, *declarations, *queues, *tuple = NULL, *op = NULL;
-    int prefetch, ack_on_take, replies;
+    int prefetch, ack_on_take, replies, cancel_on_failover;
     fm_topology *topology = NULL;
     fm_consumer *consumer = NULL;
     const char **texts = NULL;
@@ -114,9 +114,9 @@ Consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     fm_bus *bus = NULL;
     fm_status status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO$ipp:Consumer", names,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO$ippp:Consumer", names,
             state->bus_type, &bus_object, &declarations, &queues, &prefetch,
-            &ack_on_take, &replies))
+            &ack_on_take, &replies, &cancel_on_failover))
         return NULL;
     if (prefetch < 0 || prefetch > UINT16_MAX) {
         PyErr_Format(
@@ -137,7 +137,7 @@ Consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (bus == NULL)
         goto done;
     config = (fm_consumer_config){ texts, (size_t)PyTuple_GET_SIZE(tuple),
-        (uint16_t)prefetch, replies };
+        (uint16_t)prefetch, replies, cancel_on_failover };
     status = fm_consumer_new(
         &config, topology, &bus->consuming.output, &bus->replies, &consumer);
     if (status != FM_OK) {
@@ -446,14 +446,18 @@ static PyMethodDef Consumer_methods[] = {
 };
 
 PyDoc_STRVAR(Consumer_doc,
-    "Consumer(bus, declarations, queues, *, prefetch, ack_on_take, replies)\n"
+    "Consumer(bus, declarations, queues, *, prefetch, ack_on_take, replies,\n"
+    "         cancel_on_failover)\n"
     "--\n\n"
     "A channel of the consuming connection, and its queues.\n\n"
     ":param declarations: tuples, see the stub; made again after each loss.\n"
     ":param queues: names; their consumer tags are '1', '2', ...\n"
     ":param prefetch: deliveries that may be unsettled, 0 for no bound.\n"
     ":param ack_on_take: take() acknowledges what it gives.\n"
-    ":param replies: deliveries are replies to calls of this bus.");
+    ":param replies: deliveries are replies to calls of this bus.\n"
+    ":param cancel_on_failover: have the broker end the consumers of a "
+    "mirrored\n"
+    "    queue when another mirror takes over; they begin again.");
 
 static PyType_Slot Consumer_slots[] = {
     { Py_tp_doc, (void *)Consumer_doc },

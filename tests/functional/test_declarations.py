@@ -326,3 +326,20 @@ def test_what_a_stopped_server_had_not_begun_goes_back(fast, peers, broker, topi
 
     done = len(endpoint.seen) - 1
     wait_until(lambda: broker.queue(topic)["messages"] == 1000 - done)
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+@pytest.mark.parametrize("driver", ["fast", "stock"])
+def test_consumers_have_the_argument_that_cancels_them_on_failover(
+    driver, broker, peers, topic, is_set
+):
+    rabbit = {"enable_cancel_on_failover": is_set}
+    for do in (call, serve, listen):
+        do(peers, driver, topic, rabbit=rabbit)
+    expected = {"x-cancel-on-ha-failover": True} if is_set else {}
+
+    wait_until(lambda: len(broker.consumers()) == 8)
+
+    assert [row["arguments"] for row in broker.consumers()] == [expected] * 8
+    shown = broker.rabbitmqctl("list_consumers", "queue_name", "arguments")
+    assert shown.count("x-cancel-on-ha-failover") == (8 if is_set else 0)

@@ -139,7 +139,7 @@ static inline fm_consumer *
 rig_join(fm_bus *bus, const char *queue, fm_topology *topology,
     uint16_t prefetch, bool replies)
 {
-    fm_consumer_config config = { &queue, 1, prefetch, replies };
+    fm_consumer_config config = { &queue, 1, prefetch, replies, false };
     fm_consumer *consumer;
 
     CHECK_INT(fm_consumer_new(&config, topology, &bus->consuming.output,

@@ -287,7 +287,7 @@ static fm_consumer *
 join(fm_bus *bus)
 {
     static const char *const queues[] = { "q" };
-    fm_consumer_config config = { queues, 1, 5, false };
+    fm_consumer_config config = { queues, 1, 5, false, false };
     fm_topology *topology;
     fm_consumer *consumer;
 

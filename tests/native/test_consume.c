@@ -71,7 +71,7 @@ go_down(void)
 static void
 set_up(bool replies)
 {
-    fm_consumer_config config = { queues, 2, 5, replies };
+    fm_consumer_config config = { queues, 2, 5, replies, false };
     fm_queue queue = { .name = "one" };
     fm_topology *topology;
 
@@ -374,6 +374,53 @@ a_consumer_that_does_not_stand_pauses_longer_and_longer(void)
         consumer->retry_at = 0; /* let it pass */
     }
     tear_down();
+}
+
+/* The next method is basic.consume, and its arguments end like this. */
+static void
+expect_arguments(const char *arguments, size_t len)
+{
+    fm_buf payload = { 0 };
+    fm_frame frame;
+    uint32_t id;
+
+    line_take_frame(&wire, &frame, &payload);
+    CHECK_INT(fm_amqp_method_id(frame.payload, frame.len, &id), FM_OK);
+    CHECK_INT(id, FM_METHOD_BASIC_CONSUME);
+    CHECK(frame.len > len);
+    CHECK_BYTES(frame.payload + frame.len - len, len, arguments, len);
+    fm_buf_fini(&payload);
+}
+
+/* Each time that it consumes: at first, and after it was cancelled. */
+static void
+failover_cancels_it_if_that_is_wanted(void)
+{
+    static const char none[] = "\0\0\0\0"; /* an empty table */
+    static const char cancel[] = "\0\0\0\x1a\x17x-cancel-on-ha-failovert\1";
+
+    for (int wanted = 0; wanted <= 1; wanted++) {
+        const char *arguments = wanted ? cancel : none;
+        size_t len = (wanted ? sizeof(cancel) : sizeof(none)) - 1;
+
+        set_up(false);
+        consumer->cancel_on_failover = wanted;
+        fm_consumer_want(consumer, FM_GOAL_CONSUMING);
+        step();
+        expect_method(FM_METHOD_CHANNEL_OPEN);
+        expect_method(FM_METHOD_BASIC_QOS);
+        expect_method(FM_METHOD_QUEUE_DECLARE);
+        expect_arguments(arguments, len);
+        expect_arguments(arguments, len);
+        answer_all();
+        CHECK_INT(feed_cancel("2", true), FM_OK);
+        step();
+        expect_method(FM_METHOD_QUEUE_DECLARE);
+        expect_arguments(arguments, len);
+        answer_all();
+        expect_wait(FM_OK);
+        tear_down();
+    }
 }
 
 static void
@@ -748,6 +795,7 @@ main(void)
     RUN(a_first_refusal_is_an_error);
     RUN(a_later_refusal_is_tried_again);
     RUN(a_consumer_that_does_not_stand_pauses_longer_and_longer);
+    RUN(failover_cancels_it_if_that_is_wanted);
     RUN(it_comes_back_with_the_connection);
     RUN(a_cancelled_queue_is_declared_and_consumed_again);
     RUN(a_cancelled_consumer_can_be_stopped);

@@ -175,7 +175,7 @@ every_step_of_a_script_has_its_answer(void)
     CHECK_INT(fm_script_add_open(&script), FM_OK);
     CHECK_INT(fm_script_add_confirm(&script), FM_OK);
     CHECK_INT(fm_script_add_qos(&script, 100), FM_OK);
-    CHECK_INT(fm_script_add_consume(&script, "q", "1"), FM_OK);
+    CHECK_INT(fm_script_add_consume(&script, "q", "1", NULL), FM_OK);
     CHECK_INT(fm_script_add_cancel(&script, "1"), FM_OK);
     CHECK_INT(fm_script_add_delete(&script, "q"), FM_OK);
     CHECK_INT(fm_script_add_close(&script), FM_OK);

@@ -700,6 +700,22 @@ def test_a_pool_is_one_queue(core):
         listener.cleanup()
 
 
+@pytest.mark.parametrize("is_set", [False, True])
+def test_every_consumer_is_cancelled_on_failover_if_the_option_says_so(core, is_set):
+    conf = make_conf(enable_cancel_on_failover=is_set)
+    with driver_of(conf=conf) as driver:
+        listeners = [
+            driver.listen(Target(topic="T", server="S"), 1, None),
+            driver.listen_for_notifications([(Target(topic="T"), "info")], None, 1, 1),
+        ]
+        call(driver)
+        consumers = [each for bus in core for each in bus.consumers]
+        assert [each.cancel_on_failover for each in consumers] == [is_set] * 3
+        for listener in listeners:
+            listener.stop()
+            listener.cleanup()
+
+
 def test_prefetch_follows_option_and_workers(core):
     from oslo_messaging import server
 

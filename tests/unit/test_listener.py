@@ -27,7 +27,13 @@ class Harness:
     def __init__(self, acks_first=True, prefetch=256, batch_size=1, **more):
         self.share = Share()
         self.consumer = Consumer(
-            Bus(), [], ["T"], prefetch=prefetch, ack_on_take=acks_first, replies=False
+            Bus(),
+            [],
+            ["T"],
+            prefetch=prefetch,
+            ack_on_take=acks_first,
+            replies=False,
+            cancel_on_failover=False,
         )
         self.batches = []
         self.callback = self.batches.append

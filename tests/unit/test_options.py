@@ -76,10 +76,10 @@ def test_what_is_not_honoured_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         read()
         assert not caplog.records
-        read(kombu_compression="gzip", enable_cancel_on_failover=True)
+        read(kombu_compression="gzip", rabbit_stream_fanout=True)
     text = caplog.text
     assert "kombu_compression" in text
-    assert "enable_cancel_on_failover" in text
+    assert "rabbit_stream_fanout" in text
     assert len(caplog.records) == 2
 
 
