@@ -126,9 +126,9 @@ class Spy:
         self._channel.queue_declare(name, auto_delete=False, arguments=arguments)
         return name
 
-    def tap(self, queue: str | None = None) -> Tap:
+    def tap(self, queue: str | None = None, **arguments: Any) -> Tap:
         """Declare a queue and consume from it."""
-        return Tap(self, self.queue(queue))
+        return Tap(self, self.queue(queue, **arguments))
 
     def tap_exchange(
         self,

@@ -95,8 +95,7 @@ fm_handed_leave(fm_handed *handed, const fm_settled *list)
 bool
 fm_handed_try_park(fm_handed *handed, fm_message *message, int64_t now)
 {
-    if (!message->handed_over || now >= message->give_up
-        || handed->parked_count >= PARKED_MAX)
+    if (now >= message->give_up || handed->parked_count >= PARKED_MAX)
         return false;
     message->returned = false;
     message->place = FM_PLACE_PARKED;
@@ -110,8 +109,10 @@ fm_handed_try_park(fm_handed *handed, fm_message *message, int64_t now)
     message->next = handed->parked;
     handed->parked = message;
     handed->parked_count++;
-    handed->count--;
-    fm_wake_all(&handed->space);
+    if (message->handed_over) {
+        handed->count--;
+        fm_wake_all(&handed->space);
+    }
     return true;
 }
 
@@ -126,7 +127,8 @@ fm_handed_take_due(fm_handed *handed, int64_t now, fm_deadline *next)
         if (message->due <= now) {
             *link = message->next;
             handed->parked_count--;
-            handed->count++;
+            if (message->handed_over)
+                handed->count++;
             return message;
         }
         *next = message->due < *next ? message->due : *next;

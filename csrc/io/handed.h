@@ -5,6 +5,9 @@
  * known to be gone are remembered, so that the replies of a whole backlog of
  * requests do not each wait in vain.
  *
+ * Parked here as well, but not counted, are messages of any kind that the
+ * broker refused (basic.nack) and that are tried again.
+ *
  * Part of the publisher, and guarded by its lock, but for `space`.
  */
 #ifndef FM_IO_HANDED_H
@@ -47,8 +50,8 @@ FM_MUST_CHECK fm_status fm_handed_admit(
 /* These leave the publisher. */
 void fm_handed_leave(fm_handed *handed, const fm_settled *list);
 
-/* Put a returned one aside for another try, with its reference; false if its
- * time is over. */
+/* Put a message aside for another try, with its reference; false if its time
+ * is over. */
 bool fm_handed_try_park(fm_handed *handed, fm_message *message, int64_t now);
 
 /* A returned one is given up: its queue is gone. */

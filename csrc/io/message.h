@@ -42,7 +42,7 @@ typedef enum fm_message_place {
     FM_PLACE_CALLER, /* not submitted, or done with */
     FM_PLACE_UNSENT, /* in its lane's queue */
     FM_PLACE_SENT,   /* in its lane's ring, waiting for the confirm */
-    FM_PLACE_PARKED, /* a returned reply that waits for its next try */
+    FM_PLACE_PARKED, /* refused, or a returned reply: waits for its next try */
 } fm_message_place;
 
 typedef struct fm_message {
@@ -54,14 +54,13 @@ typedef struct fm_message {
     /* FM_IMMUTABLE after submission. */
     fm_lane lane;
     bool mandatory;
-    bool handed_over; /* nobody waits: a reply that the core owns */
-    int retry;        /* connection losses and failed rounds it bears */
-    int64_t hold_ns;  /* of a handed-over one: how long a connected broker may
-                       * not confirm it */
-    fm_deadline give_up; /* until when a returned reply is tried again */
-    char *exchange;      /* owned; "" is the default exchange */
-    char *routing_key;   /* owned */
-    char expiration[24]; /* milliseconds in decimal; "" for none */
+    bool handed_over;  /* nobody waits: a reply that the core owns */
+    int retry;         /* connection losses, failed rounds, nacks it bears */
+    int64_t hold_ns;   /* of a handed-over one: how long a connected broker may
+                        * not confirm it */
+    char *exchange;    /* owned; "" is the default exchange */
+    char *routing_key; /* owned */
+    char expiration[24];          /* milliseconds in decimal; "" for none */
     struct fm_topology *topology; /* shared; NULL: nothing to declare */
     struct fm_gate *gate;         /* shared; NULL: may go at once (publish.h) */
     fm_buf body;                  /* owned: the payload of the body frames */
@@ -77,6 +76,9 @@ typedef struct fm_message {
     int64_t due;       /* of a parked one: its next try */
     int64_t pause_ns;  /* of a parked one: grows with each try */
     struct fm_message *prev, *next;
+    /* Until when a refused or returned one is tried again: of a reply set
+     * before submission, of others by the first nack. */
+    fm_deadline give_up;
 
     /* FM_GUARDED_BY(the reply table's lock). */
     bool expected;     /* registered in the reply table */

@@ -17,6 +17,7 @@ enum {
 };
 #define DOZE_NS (5 * FM_NS_PER_MS)
 #define EXPIRE_NS FM_NS_PER_S
+#define NACK_PATIENCE_NS (5 * FM_NS_PER_S)
 #define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
 
 /* --- life --- */
@@ -195,7 +196,7 @@ fm_publisher_cancel(fm_publisher *publisher, fm_message *message)
     if (message->place == FM_PLACE_UNSENT) {
         fm_lane_remove(lane, message);
         mine = true;
-    } else if (message->place == FM_PLACE_SENT) {
+    } else if (message->place != FM_PLACE_CALLER) {
         message->abandoned = true;
     }
     fm_mutex_unlock(&publisher->output->lock);
@@ -276,6 +277,8 @@ fm_publisher_explain(
         text = "could not be sent yet";
     else if (message->place == FM_PLACE_SENT)
         text = "sent, but the broker did not confirm";
+    else if (message->place == FM_PLACE_PARKED)
+        text = "the broker did not take it (basic.nack), again and again";
     else
         text = "no reply";
     fm_mutex_unlock(&publisher->output->lock);
@@ -310,6 +313,20 @@ typedef struct outcomes {
     fm_settled dropped; /* abandoned: nobody is told */
 } outcomes;
 
+/* A nack may be over in a moment: a quorum queue that has lost its leader
+ * with a node refuses whoever is new to it until there is another one. A queue
+ * that is full may be so for good. */
+static bool
+bears_nack(fm_message *message, int64_t now)
+{
+    if (message->retry != FM_RETRY_FOREVER
+        && ++message->losses > message->retry)
+        return false;
+    if (message->give_up == FM_NEVER)
+        message->give_up = now + NACK_PATIENCE_NS;
+    return true;
+}
+
 static void
 settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
     bool nack, int64_t now, outcomes *out)
@@ -322,7 +339,9 @@ settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
         publisher->stats.nacked++;
     else
         publisher->stats.confirmed++;
-    if (message->returned
+    if (!message->abandoned
+        && (nack ? bears_nack(message, now)
+                 : message->returned && message->handed_over)
         && fm_handed_try_park(&publisher->handed, message, now))
         return;
     if (message->abandoned) {
@@ -821,9 +840,9 @@ open_lanes(fm_publisher *publisher)
     }
 }
 
-/* Queue parked replies whose time has come; returns the next such time. */
+/* Queue parked messages whose time has come; returns the next such time. */
 static fm_deadline
-unpark_locked(fm_publisher *publisher, int64_t now)
+unpark_locked(fm_publisher *publisher, int64_t now, fm_settled *dropped)
     FM_REQUIRES(publisher->output->lock)
 {
     fm_message *message;
@@ -831,7 +850,10 @@ unpark_locked(fm_publisher *publisher, int64_t now)
 
     while (
         (message = fm_handed_take_due(&publisher->handed, now, &next)) != NULL)
-        fm_lane_append(&publisher->lanes[message->lane], message);
+        if (message->abandoned)
+            fm_settled_add(dropped, message);
+        else
+            fm_lane_append(&publisher->lanes[message->lane], message);
     return next;
 }
 
@@ -893,13 +915,14 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
     static const fm_error too_late = { .status = FM_TIMED_OUT,
         .text = "the broker did not take it in time" };
     fm_settled broken = { NULL, NULL }, overdue = { NULL, NULL };
+    fm_settled dropped = { NULL, NULL };
     fm_deadline expiry;
     fm_deadline next;
     bool up, more = false;
 
     fm_mutex_lock(&publisher->output->lock);
     up = fm_output_is_up_locked(publisher->output);
-    next = unpark_locked(publisher, now);
+    next = unpark_locked(publisher, now, &dropped);
     expiry = expire_handed_locked(publisher, now, &overdue);
     next = expiry < next ? expiry : next;
     cull_locked(publisher, &publisher->lanes[FM_LANE_RPC], gate_is_broken, NULL,
@@ -916,6 +939,7 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
                 >= FM_OUTPUT_HIGH_WATER;
     }
     fm_mutex_unlock(&publisher->output->lock);
+    fm_settled_drop(&dropped);
     fm_settled_finish(&overdue, &too_late);
     while (broken.first != NULL) { /* each gate has its own error */
         fm_settled one = { broken.first, broken.first };
@@ -981,7 +1005,9 @@ fm_publisher_close(fm_publisher *publisher)
     }
     while ((message = fm_handed_take_due(&publisher->handed, FM_NEVER, &next))
         != NULL)
-        fm_settled_add(&dropped, message);
+        fm_settled_add(
+            message->handed_over || message->abandoned ? &dropped : &failed,
+            message);
     leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
     fm_settled_finish(&failed, &error);

@@ -12,7 +12,9 @@ import traceback
 
 import oslo_messaging
 import pytest
+from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint, stock_takes
+from fix_wire import payload_of
 from oslo_config import cfg
 
 PASSWORD = "s3cret-Zq9/@:%"
@@ -310,21 +312,55 @@ def test_an_exchange_with_other_flags_refuses_a_cast_alone(
     assert_unharmed(bystander, broker)
 
 
-def test_a_full_queue_that_refuses_is_a_delivery_failure(
-    fast, peers, broker, topic, spy, bystander
-):
-    """basic.nack, for x-overflow reject-publish."""
+FULL = {"x-max-length": 1, "x-overflow": "reject-publish"}
+
+
+@pytest.fixture
+def full(broker, topic, spy):
+    """A queue of the topic that has no room: basic.nack, until it is emptied."""
     spy.tap_exchange("openstack", f"{topic}-unused")
-    queue = spy.queue(**{"x-max-length": 1, "x-overflow": "reject-publish"})
+    queue = spy.queue(**FULL)
     spy._channel.queue_bind(queue, "openstack", topic)
-    client = peers.client(fast, topic=topic, transport=bystander.transport)
-    client.cast({}, "echo")
+    spy.send("openstack", topic, b"{}")
+    return queue
+
+
+@pytest.mark.parametrize("retry", [0, None])
+def test_a_full_queue_that_refuses_is_a_delivery_failure(
+    fast, peers, broker, topic, full, bystander, retry
+):
+    client = peers.client(fast, topic=topic, transport=bystander.transport, retry=retry)
 
     with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
         client.cast({}, "echo")
 
     assert_says(str(caught.value), ["refused|nack|reject|not take", "limit"])
     assert_unharmed(bystander, broker)
+
+
+def test_what_was_refused_for_a_moment_is_sent_again(
+    fast, peers, broker, topic, spy, full, background
+):
+    """A quorum queue without a leader refuses as well, while it elects one."""
+    client = peers.client(fast, topic=topic)
+    pending = background(client.cast, {}, "echo", arg="again")
+    stats = client.transport._driver._use_bus("test").stats
+    wait_until(lambda: stats()["nacked"] > 0)
+
+    broker.purge_queue(full)
+
+    assert pending.result() is None
+    assert payload_of(spy.tap(full, **FULL).get().body)["args"] == {"arg": "again"}
+    assert stats()["nacked"] < 5
+
+
+def test_a_call_that_is_refused_all_the_time_says_so_at_its_timeout(
+    fast, peers, topic, full
+):
+    client = peers.client(fast, topic=topic, timeout=1)
+
+    with pytest.raises(oslo_messaging.MessagingTimeout, match=r"basic\.nack"):
+        client.call({}, "echo")
 
 
 @pytest.mark.skipif(

@@ -298,6 +298,7 @@ a_full_queue_nacks(void)
     for (int i = 0; i < 10 && status == FM_OK; i++) {
         fm_message_unref(message);
         message = rig_message(FM_LANE_RPC, "", "native.full", topology, "x");
+        message->retry = 0; /* else it is tried again */
         CHECK_INT(fm_bus_submit(bus, message), FM_OK);
         status = rig_wait(bus, message, LONG_ENOUGH);
     }

@@ -235,18 +235,117 @@ a_confirm_of_what_was_never_sent_ends_the_connection(void)
 }
 
 static void
-a_nack_fails_its_message(void)
+nack(uint64_t tag)
+{
+    CHECK_INT(
+        feed_confirm(channel_of(FM_LANE_RPC), FM_METHOD_BASIC_NACK, tag, false),
+        FM_OK);
+}
+
+/* Let the pause of the one that is parked be over. */
+static void
+end_pause(void)
+{
+    CHECK(publisher.handed.parked != NULL);
+    CHECK(publisher.handed.parked->due > fm_now());
+    CHECK(fm_publisher_step(&publisher, fm_now())
+        == publisher.handed.parked->due);
+    publisher.handed.parked->due = 0;
+    step();
+}
+
+static void
+a_nack_fails_what_may_not_be_tried_again(void)
+{
+    fm_message *message = new_message(FM_LANE_RPC, "", "x");
+
+    message->retry = 1;
+    set_up();
+    submit(message);
+    grant_lane(FM_LANE_RPC);
+    nack(1);
+    end_pause();
+    CHECK_INT(fm_message_status(message), FM_AGAIN);
+    nack(2);
+    CHECK_HAS(message->error.text, "nack");
+    expect_end(message, FM_NACKED);
+    tear_down();
+}
+
+/* A quorum queue refuses until it has a leader again. */
+static void
+a_nacked_message_is_sent_again_for_a_while(void)
 {
     fm_message *message;
+    fm_error error;
+
+    set_up();
+    message = submit_new("refused");
+    grant_lane(FM_LANE_RPC);
+    expect_published(FM_LANE_RPC, "refused");
+    for (uint64_t tag = 1; tag <= 3; tag++) {
+        nack(tag);
+        CHECK_INT(message->place, FM_PLACE_PARKED);
+        fm_publisher_explain(&publisher, message, &error);
+        CHECK_HAS(error.text, "nack");
+        end_pause();
+        expect_published(FM_LANE_RPC, "refused");
+    }
+    confirm(FM_LANE_RPC, 4, false);
+    expect_end(message, FM_OK);
+
+    message = submit_new("refused for good");
+    nack(5);
+    CHECK(message->give_up - fm_now() > 4 * FM_NS_PER_S);
+    CHECK(message->give_up - fm_now() <= 5 * FM_NS_PER_S);
+    end_pause();
+    message->give_up = fm_now();
+    nack(6);
+    CHECK_HAS(message->error.text, "nack");
+    expect_end(message, FM_NACKED);
+    tear_down();
+}
+
+static void
+a_nacked_reply_is_tried_again_like_a_returned_one(void)
+{
+    fm_message *reply = new_message(FM_LANE_RPC, "", "reply");
+
+    reply->handed_over = true;
+    reply->give_up = fm_deadline_in(60 * FM_NS_PER_S);
+    set_up();
+    submit(reply);
+    grant_lane(FM_LANE_RPC);
+    nack(1);
+    CHECK_INT(publisher.handed.count, 0);
+    end_pause();
+    CHECK_INT(publisher.handed.count, 1);
+    confirm(FM_LANE_RPC, 2, false);
+    CHECK_INT(publisher.handed.count, 0);
+    expect_end(reply, FM_OK);
+    tear_down();
+}
+
+static void
+a_nacked_message_can_be_given_up(void)
+{
+    fm_message *message, *other;
 
     set_up();
     message = submit_new("x");
     grant_lane(FM_LANE_RPC);
-    CHECK_INT(
-        feed_confirm(channel_of(FM_LANE_RPC), FM_METHOD_BASIC_NACK, 1, false),
-        FM_OK);
-    CHECK_HAS(message->error.text, "nack");
-    expect_end(message, FM_NACKED);
+    expect_published(FM_LANE_RPC, "x");
+    nack(1);
+    fm_publisher_cancel(&publisher, message);
+    end_pause();
+    CHECK(line_is_silent(&wire));
+    expect_end(message, FM_AGAIN); /* its caller knows */
+
+    other = submit_new("other");
+    nack(2);
+    fm_publisher_close(&publisher);
+    expect_end(other, FM_CLOSED);
+    CHECK_INT(publisher.handed.bytes, 0);
     tear_down();
 }
 
@@ -1000,7 +1099,10 @@ main(void)
     RUN(the_first_message_opens_its_lane);
     RUN(one_confirm_may_settle_many);
     RUN(a_confirm_of_what_was_never_sent_ends_the_connection);
-    RUN(a_nack_fails_its_message);
+    RUN(a_nack_fails_what_may_not_be_tried_again);
+    RUN(a_nacked_message_is_sent_again_for_a_while);
+    RUN(a_nacked_reply_is_tried_again_like_a_returned_one);
+    RUN(a_nacked_message_can_be_given_up);
     RUN(a_return_finds_its_message_by_names_and_body);
     RUN(an_empty_message_can_be_returned);
     RUN(a_message_that_was_given_up_is_not_sent);
