@@ -8,9 +8,11 @@ enum { FIRST_RING = 64 };
 void
 fm_lane_init(fm_publisher_lane *lane, size_t window, size_t window_bytes)
 {
-    *lane = (fm_publisher_lane){
-        .low = 1, .next = 1, .window = window, .window_bytes = window_bytes
-    };
+    *lane = (fm_publisher_lane){ .low = 1,
+        .next = 1,
+        .window = window,
+        .window_bytes = window_bytes,
+        .renew_by = FM_NEVER };
 }
 
 void

@@ -37,6 +37,10 @@ typedef struct fm_publisher_lane {
     /* One of so many messages closed the channel, and the broker does not
      * say which: until they are settled, one at a time. */
     size_t suspects;
+    /* A channel that goes on refusing is closed and opened anew. */
+    int64_t refuses_since; /* its first nack; 0: none */
+    int64_t renewed;       /* when that was done last */
+    fm_deadline renew_by;  /* when at the latest; FM_NEVER: stays as it is */
 } fm_publisher_lane;
 
 /* Empty; the channel is the caller's to prepare. */

@@ -18,6 +18,8 @@ enum {
 #define DOZE_NS (5 * FM_NS_PER_MS)
 #define EXPIRE_NS FM_NS_PER_S
 #define NACK_PATIENCE_NS (5 * FM_NS_PER_S)
+#define REFUSAL_NS (200 * FM_NS_PER_MS)
+#define RENEWAL_NS FM_NS_PER_S
 #define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
 
 /* --- life --- */
@@ -131,7 +133,8 @@ pump_locked(fm_publisher *publisher, fm_publisher_lane *lane)
 {
     fm_message *message = lane->first_unsent;
 
-    if (message == NULL || !lane->ready || lane->channel.generation == 0)
+    if (message == NULL || !lane->ready || lane->channel.generation == 0
+        || lane->renew_by != FM_NEVER)
         return;
     publisher->walk++;
     while (message != NULL && has_room(publisher, lane)) {
@@ -327,6 +330,20 @@ bears_nack(fm_message *message, int64_t now)
     return true;
 }
 
+/* RabbitMQ 3.10 looks for a quorum queue's leader once for each channel, with
+ * its first message, and nacks all until that node answers: if it died just
+ * then, until it is back. So a channel that has been refusing for a while is
+ * closed and opened anew, once what else is in flight there is settled. */
+static void
+note_nack(fm_publisher_lane *lane, int64_t now)
+{
+    if (lane->refuses_since == 0)
+        lane->refuses_since = now;
+    else if (now - lane->refuses_since >= REFUSAL_NS
+        && now - lane->renewed >= RENEWAL_NS && lane->renew_by == FM_NEVER)
+        lane->renew_by = now + RENEWAL_NS;
+}
+
 static void
 settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
     bool nack, int64_t now, outcomes *out)
@@ -335,10 +352,12 @@ settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
 
     if (message == NULL)
         return;
-    if (nack)
+    if (nack) {
         publisher->stats.nacked++;
-    else
+        note_nack(lane, now);
+    } else {
         publisher->stats.confirmed++;
+    }
     if (!message->abandoned
         && (nack ? bears_nack(message, now)
                  : message->returned && message->handed_over)
@@ -545,6 +564,14 @@ blame_all(fm_message *message, const void *arg)
     return true;
 }
 
+/* It is a new channel, or stays: nothing is known against it. */
+static void
+keep_channel(fm_publisher_lane *lane)
+{
+    lane->refuses_since = 0;
+    lane->renew_by = FM_NEVER;
+}
+
 static void
 lane_closed(fm_channel *channel, const fm_close *why)
 {
@@ -559,6 +586,7 @@ lane_closed(fm_channel *channel, const fm_close *why)
     (void)fm_error_set(&error, FM_REJECTED, why->code,
         "the broker refused to publish it: %s", text);
     fm_mutex_lock(&publisher->output->lock);
+    keep_channel(lane);
     found = find_vanished(lane, why);
     if (why->code == NOT_FOUND)
         (void)recall_locked(
@@ -581,11 +609,21 @@ lane_done(fm_channel *channel)
 {
     fm_publisher *publisher = channel->owner;
     fm_publisher_lane *lane = lane_of(publisher, channel);
+    fm_settled failed = { NULL, NULL }, dropped = { NULL, NULL };
 
     fm_mutex_lock(&publisher->output->lock);
-    lane->ready = true;
-    pump_locked(publisher, lane);
+    if (channel->state == FM_CHANNEL_CLOSED) { /* by us, to open it anew */
+        (void)recall_locked(
+            publisher, lane, blame_nobody, NULL, &failed, &dropped);
+        leave_locked(publisher, &failed, &dropped);
+    } else {
+        lane->ready = true;
+        pump_locked(publisher, lane);
+    }
     fm_mutex_unlock(&publisher->output->lock);
+    fm_settled_drop(&dropped);
+    if (channel->state == FM_CHANNEL_CLOSED)
+        fm_waker_signal(publisher->output->waker); /* step opens it */
 }
 
 static const fm_channel_ops lane_ops = {
@@ -729,6 +767,7 @@ fm_publisher_down(fm_publisher *publisher, const fm_error *why)
             publisher, lane, bears_no_more, why, &failed, &dropped);
         if (!is_hard(why->code))
             lane->suspects = 0;
+        keep_channel(lane);
     }
     leave_locked(publisher, &failed, &dropped);
     fm_mutex_unlock(&publisher->output->lock);
@@ -840,6 +879,46 @@ open_lanes(fm_publisher *publisher)
     }
 }
 
+/* Close channels that are to be opened anew. Nothing more is sent there, so
+ * soon nothing is in flight; what another queue does not confirm is sent a
+ * second time. Returns when to look again. */
+static fm_deadline
+renew_lanes(fm_publisher *publisher, int64_t now)
+{
+    fm_deadline next = FM_NEVER;
+
+    for (int i = 0; i < FM_LANE_COUNT; i++) {
+        fm_publisher_lane *lane = &publisher->lanes[i];
+        fm_script script;
+        fm_deadline at;
+        fm_status status;
+
+        if (lane->channel.state != FM_CHANNEL_READY)
+            continue;
+        fm_mutex_lock(&publisher->output->lock);
+        at = lane->renew_by;
+        if (at != FM_NEVER && lane->in_flight == 0)
+            at = now;
+        fm_mutex_unlock(&publisher->output->lock);
+        if (at > now) {
+            next = at < next ? at : next;
+            continue;
+        }
+        fm_script_init(&script, lane->channel.id);
+        status = fm_script_add_close(&script);
+        if (status == FM_OK)
+            status = fm_channel_run(&lane->channel, &script);
+        fm_script_fini(&script);
+        if (status != FM_OK)
+            continue; /* out of memory: the next step tries again */
+        fm_mutex_lock(&publisher->output->lock);
+        lane->renewed = now;
+        keep_channel(lane);
+        fm_mutex_unlock(&publisher->output->lock);
+    }
+    return next;
+}
+
 /* Queue parked messages whose time has come; returns the next such time. */
 static fm_deadline
 unpark_locked(fm_publisher *publisher, int64_t now, fm_settled *dropped)
@@ -916,7 +995,7 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
         .text = "the broker did not take it in time" };
     fm_settled broken = { NULL, NULL }, overdue = { NULL, NULL };
     fm_settled dropped = { NULL, NULL };
-    fm_deadline expiry;
+    fm_deadline expiry, renewal;
     fm_deadline next;
     bool up, more = false;
 
@@ -950,6 +1029,8 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
         fm_settled_finish(&one, &error);
     }
     if (up) {
+        renewal = renew_lanes(publisher, now);
+        next = renewal < next ? renewal : next;
         open_lanes(publisher);
         fm_declarer_step(&publisher->declarer);
     }

@@ -306,6 +306,135 @@ a_nacked_message_is_sent_again_for_a_while(void)
     tear_down();
 }
 
+/* A lane that has got its channel, and has refused `body` there for so long
+ * that it wants another one. */
+static fm_message *
+submit_refused(const char *body)
+{
+    fm_message *message = submit_new(body);
+
+    grant_lane(FM_LANE_RPC);
+    expect_published(FM_LANE_RPC, body);
+    nack(1);
+    publisher.lanes[FM_LANE_RPC].refuses_since -= 250 * FM_NS_PER_MS;
+    end_pause();
+    expect_published(FM_LANE_RPC, body);
+    return message;
+}
+
+static void
+a_channel_that_goes_on_refusing_is_opened_anew(void)
+{
+    fm_channel *channel = channel_of(FM_LANE_RPC);
+    fm_message *refused, *other, *later;
+
+    set_up();
+    refused = submit_refused("refused");
+    other = submit_new("other");
+    flush();
+    expect_published(FM_LANE_RPC, "other");
+    nack(2);
+    later = submit_new("later");
+    step();
+    CHECK(line_is_silent(&wire)); /* until the other one is settled */
+    confirm(FM_LANE_RPC, 3, false);
+    expect_end(other, FM_OK);
+    step();
+    expect_method(FM_METHOD_CHANNEL_CLOSE, channel->id);
+    step();
+    CHECK(line_is_silent(&wire));
+    CHECK_INT(feed_method(channel, FM_METHOD_CHANNEL_CLOSE_OK), FM_OK);
+    grant_lane(FM_LANE_RPC);
+    expect_published(FM_LANE_RPC, "later");
+    end_pause();
+    expect_published(FM_LANE_RPC, "refused");
+    confirm(FM_LANE_RPC, 2, true);
+    expect_end(later, FM_OK);
+    expect_end(refused, FM_OK);
+
+    /* Not more than once a second. */
+    refused = submit_new("again");
+    flush();
+    expect_published(FM_LANE_RPC, "again");
+    nack(3);
+    publisher.lanes[FM_LANE_RPC].refuses_since -= 250 * FM_NS_PER_MS;
+    end_pause();
+    expect_published(FM_LANE_RPC, "again");
+    nack(4);
+    end_pause();
+    expect_published(FM_LANE_RPC, "again");
+    publisher.lanes[FM_LANE_RPC].renewed -= 2 * FM_NS_PER_S;
+    nack(5);
+    step();
+    expect_method(FM_METHOD_CHANNEL_CLOSE, channel->id);
+    fm_publisher_close(&publisher);
+    expect_end(refused, FM_CLOSED);
+    tear_down();
+}
+
+static void
+what_is_not_confirmed_there_is_sent_a_second_time(void)
+{
+    fm_channel *channel = channel_of(FM_LANE_RPC);
+    fm_message *refused, *stuck;
+    fm_deadline by;
+
+    set_up();
+    refused = submit_refused("refused");
+    stuck = submit_new("stuck");
+    flush();
+    expect_published(FM_LANE_RPC, "stuck");
+    nack(2);
+    by = publisher.lanes[FM_LANE_RPC].renew_by;
+    CHECK(by - fm_now() <= FM_NS_PER_S);
+    refused->due = FM_NEVER; /* out of the way */
+    CHECK(fm_publisher_step(&publisher, by - 1) == by);
+    flush();
+    CHECK(line_is_silent(&wire));
+    (void)fm_publisher_step(&publisher, by);
+    flush();
+    expect_method(FM_METHOD_CHANNEL_CLOSE, channel->id);
+    CHECK_INT(feed_method(channel, FM_METHOD_CHANNEL_CLOSE_OK), FM_OK);
+    grant_lane(FM_LANE_RPC);
+    expect_published(FM_LANE_RPC, "stuck");
+    confirm(FM_LANE_RPC, 1, false);
+    expect_end(stuck, FM_OK);
+    fm_publisher_close(&publisher);
+    expect_end(refused, FM_CLOSED);
+    tear_down();
+}
+
+/* Both sides close at once, or the connection goes meanwhile. */
+static void
+a_renewal_may_be_overtaken(void)
+{
+    fm_channel *channel = channel_of(FM_LANE_RPC);
+    fm_message *refused;
+
+    for (int i = 0; i < 2; i++) {
+        set_up();
+        refused = submit_refused("refused");
+        nack(2);
+        step();
+        expect_method(FM_METHOD_CHANNEL_CLOSE, channel->id);
+        if (i == 0) {
+            CHECK_INT(feed_close(channel, 406, "x"), FM_OK);
+            flush();
+            expect_method(FM_METHOD_CHANNEL_CLOSE_OK, channel->id);
+            CHECK_INT(feed_method(channel, FM_METHOD_CHANNEL_CLOSE_OK), FM_OK);
+        } else {
+            go_down(&lost);
+            go_up();
+        }
+        refused->due = 0;
+        grant_lane(FM_LANE_RPC);
+        expect_published(FM_LANE_RPC, "refused");
+        confirm(FM_LANE_RPC, 1, false);
+        expect_end(refused, FM_OK);
+        tear_down();
+    }
+}
+
 static void
 a_nacked_reply_is_tried_again_like_a_returned_one(void)
 {
@@ -1101,6 +1230,9 @@ main(void)
     RUN(a_confirm_of_what_was_never_sent_ends_the_connection);
     RUN(a_nack_fails_what_may_not_be_tried_again);
     RUN(a_nacked_message_is_sent_again_for_a_while);
+    RUN(a_channel_that_goes_on_refusing_is_opened_anew);
+    RUN(what_is_not_confirmed_there_is_sent_a_second_time);
+    RUN(a_renewal_may_be_overtaken);
     RUN(a_nacked_reply_is_tried_again_like_a_returned_one);
     RUN(a_nacked_message_can_be_given_up);
     RUN(a_return_finds_its_message_by_names_and_body);
