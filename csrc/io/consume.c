@@ -537,7 +537,8 @@ consumer_closed(fm_channel *channel, const fm_close *why)
         "the broker closed the channel of the consumer of '%s': %s; opening "
         "it again",
         consumer->queues[0], text);
-    if (now - consumer->stands_since >= LAST_PAUSE_NS)
+    if (consumer->state != FM_CONSUMER_DECLARING /* refused: it did not stand */
+        && now - consumer->stands_since >= LAST_PAUSE_NS)
         consumer->pause_ns = 0;
     consumer->retry_at = now + consumer->pause_ns;
     consumer->pause_ns = consumer->pause_ns == 0 ? FIRST_PAUSE_NS

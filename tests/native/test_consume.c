@@ -333,6 +333,7 @@ a_later_refusal_is_tried_again(void)
         CHECK_INT(feed_close(&consumer->channel, 404, "NOT_FOUND"), FM_OK);
         CHECK_INT(fm_gate_state_get(consumer->gate), FM_GATE_SHUT);
         expect_wait(FM_TIMED_OUT);
+        consumer->stands_since = 0; /* it is long ago that it stood */
         now = fm_now();
         next = step_at(now);
         if (i == 0) {
