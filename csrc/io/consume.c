@@ -328,7 +328,8 @@ static fm_status
 write_consume(fm_script *script, const fm_consumer *consumer, size_t index)
 {
     /* RabbitMQ ends the consumer of a mirrored queue when another mirror
-     * takes over, instead of going on silently with redeliveries. */
+     * takes over, instead of going on silently with redeliveries. For a quorum
+     * queue, which is never mirrored, it refuses the argument. */
     static const fm_arg cancel = {
         .name = "x-cancel-on-ha-failover", .kind = FM_ARG_BOOL, .flag = true
     };
@@ -337,7 +338,11 @@ write_consume(fm_script *script, const fm_consumer *consumer, size_t index)
 
     snprintf(tag, sizeof(tag), "%u", (unsigned)index + 1);
     return fm_script_add_consume(script, consumer->queues[index], tag,
-        consumer->cancel_on_failover ? &arguments : NULL);
+        consumer->cancel_on_failover
+                && !fm_topology_is_quorum(
+                    consumer->topology, consumer->queues[index])
+            ? &arguments
+            : NULL);
 }
 
 static fm_status

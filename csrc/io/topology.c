@@ -191,6 +191,24 @@ fm_topology_add_binding(fm_topology *topology, const char *queue,
     return FM_OK;
 }
 
+bool
+fm_topology_is_quorum(const fm_topology *topology, const char *queue)
+{
+    for (size_t i = 0; i < topology->count; i++) {
+        const struct fm_declaration *item = &topology->items[i];
+        const fm_table *table = &item->as.queue.arguments;
+
+        if (item->kind != DECLARE_QUEUE
+            || strcmp(item->as.queue.name, queue) != 0)
+            continue;
+        for (size_t j = 0; j < table->count; j++)
+            if (table->args[j].kind == FM_ARG_TEXT
+                && strcmp(table->args[j].name, "x-queue-type") == 0)
+                return strcmp(table->args[j].text, "quorum") == 0;
+    }
+    return false;
+}
+
 fm_status
 fm_topology_write(const fm_topology *topology, fm_script *script)
 {

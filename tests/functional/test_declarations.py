@@ -343,3 +343,23 @@ def test_consumers_have_the_argument_that_cancels_them_on_failover(
     assert [row["arguments"] for row in broker.consumers()] == [expected] * 8
     shown = broker.rabbitmqctl("list_consumers", "queue_name", "arguments")
     assert shown.count("x-cancel-on-ha-failover") == (8 if is_set else 0)
+
+
+def test_quorum_queues_are_consumed_without_that_argument(
+    fast, broker, peers, topic, caplog
+):
+    """RabbitMQ refuses it for them, and stock with both options never listens."""
+    rabbit = {"enable_cancel_on_failover": True, "rabbit_quorum_queue": True}
+    serve(peers, fast, topic, rabbit=rabbit)
+    client = peers.client(fast, topic=topic, rabbit=rabbit)
+
+    assert client.call({}, "echo", arg="a") == "a"
+
+    cancelled = {
+        row["queue_name"]: "x-cancel-on-ha-failover" in row["arguments"]
+        for row in broker.consumers()
+    }
+    assert len(cancelled) == 4
+    assert [cancelled.pop(queue) for queue in (topic, f"{topic}.h.1")] == [False] * 2
+    assert all(cancelled.values())  # fanouts and replies
+    assert "closed the channel" not in caplog.text

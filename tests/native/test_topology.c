@@ -162,6 +162,30 @@ a_topology_grows(void)
 }
 
 static void
+a_quorum_queue_is_known_by_its_argument(void)
+{
+    fm_arg args[] = { { .name = "x-expires", .integer = 60000 },
+        { .name = "x-queue-type", .kind = FM_ARG_TEXT, .text = "quorum" } };
+    fm_exchange exchange = { .name = "quorum", .type = "topic" };
+    fm_queue quorum = { .name = "quorum", .arguments = { args, 2 } };
+    fm_queue classic = { .name = "classic", .arguments = { args, 1 } };
+    fm_topology *topology = new_topology();
+
+    CHECK_INT(fm_topology_add_exchange(topology, &exchange), FM_OK);
+    CHECK(!fm_topology_is_quorum(topology, "quorum"));
+    CHECK_INT(fm_topology_add_queue(topology, &classic), FM_OK);
+    CHECK_INT(fm_topology_add_queue(topology, &quorum), FM_OK);
+    args[1].text = "classic";
+    quorum.name = "explicit";
+    CHECK_INT(fm_topology_add_queue(topology, &quorum), FM_OK);
+    CHECK(fm_topology_is_quorum(topology, "quorum"));
+    CHECK(!fm_topology_is_quorum(topology, "classic"));
+    CHECK(!fm_topology_is_quorum(topology, "explicit"));
+    CHECK(!fm_topology_is_quorum(topology, "unknown"));
+    fm_topology_unref(topology);
+}
+
+static void
 every_step_of_a_script_has_its_answer(void)
 {
     static const uint32_t sent[] = { FM_METHOD_CHANNEL_OPEN,
@@ -196,6 +220,7 @@ main(void)
     RUN(what_amqp_cannot_say_is_refused);
     RUN(arguments_too_long_for_a_frame_are_refused);
     RUN(a_topology_grows);
+    RUN(a_quorum_queue_is_known_by_its_argument);
     RUN(every_step_of_a_script_has_its_answer);
     return 0;
 }
