@@ -15,7 +15,8 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 
 .PHONY: all help packages venv build test test-timing test-slow test-all \
-	test-versions test-asan demo bench lint format tidy sdist clean distclean
+	test-versions test-faults test-asan demo bench lint format tidy sdist clean \
+	distclean
 
 all: build
 
@@ -24,6 +25,7 @@ help:
 	@echo 'make test-timing  the tests that bound elapsed time'
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-versions  the tests, with each Python and three oslo.messaging'
+	@echo 'make test-faults  nodes of a cluster that die, with the times to recover'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
 	@echo 'make demo         the driver at work, as real processes'
 	@echo 'make bench        measure it against the stock driver'
@@ -86,6 +88,9 @@ VERSIONS = py3{10,11,12,13}-{oldest,middle,newest}
 test-versions: packages $(VENV)/made-tox
 	$(BIN)/tox run --skip-missing-interpreters true -e '$(VERSIONS)' \
 		--discover $(shell tools/find_pythons.sh) $(if $(ARGS),-- $(ARGS))
+
+test-faults: build
+	$(BIN)/python -m pytest -s tests/faults $(ARGS)
 
 test-asan: build
 	$(BIN)/python -m pytest tests/native/test_binding_asan.py $(ARGS)

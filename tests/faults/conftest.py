@@ -1,0 +1,36 @@
+"""Fixtures of the tests that end, pause and cut what the driver talks to."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fix_peer import (
+    Peers,
+    background,
+    driver,
+    fast,
+    pairing,
+    pytest_collection_modifyitems,
+    topic,
+)
+from private_broker import PrivateCluster
+
+__all__ = [
+    "background",
+    "driver",
+    "fast",
+    "pairing",
+    "peers",
+    "pytest_collection_modifyitems",
+    "topic",
+]
+
+
+@pytest.fixture
+def peers(cluster: PrivateCluster, tmp_path: Path) -> Iterator[Peers]:
+    """Start peers on the run's cluster: their URL has three hosts."""
+    it = Peers(cluster, tmp_path)
+    try:
+        yield it
+    finally:
+        it.close()
