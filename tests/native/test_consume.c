@@ -740,6 +740,19 @@ check_settled(uint64_t delivered)
     fm_buf_fini(&payload);
 }
 
+/* A taker that sends for itself may not be through with it. */
+static void
+await_takers_who_send(void)
+{
+    bool sending;
+
+    do {
+        fm_mutex_lock(&output.lock);
+        sending = output.flushing;
+        fm_mutex_unlock(&output.lock);
+    } while (sending);
+}
+
 static void
 nothing_is_settled_on_the_wrong_channel(void)
 {
@@ -770,6 +783,7 @@ nothing_is_settled_on_the_wrong_channel(void)
         check_settled(tag);
         if (round % 3 == 0) { /* the channel alone */
             CHECK_INT(feed_close(&consumer->channel, 406, "x"), FM_OK);
+            await_takers_who_send();
             flush();
             consumer->retry_at = 0;
             check_settled(tag); /* those that were on their way */
