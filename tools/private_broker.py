@@ -30,6 +30,7 @@ import glob
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -498,6 +499,17 @@ class PrivateBroker:
         for file in sorted((self._data / "log").glob("*.log")):
             lines += file.read_text(errors="replace").splitlines()[-25:]
         return "\n".join(lines)
+
+    def logins(self) -> list[str]:
+        """Tell the name, as its client gave it, of each connection that ever
+        logged in; complete once the node has been halted."""
+        found = []
+        for file in sorted((self._data / "log").glob("*.log")):
+            text = file.read_text(errors="replace")
+            found += re.findall(
+                r"^.* \(\S+ -> \S+(?: - (.*))?\): user .* authe", text, re.M
+            )
+        return found
 
     # --- questions and orders ---
 

@@ -70,6 +70,19 @@ def test_broker_tells_what_was_declared(broker: PrivateBroker, channel) -> None:
     assert (of_connection["number"], of_connection["prefetch_count"]) == (1, 7)
 
 
+def test_halted_broker_tells_who_logged_in(own_broker: PrivateBroker) -> None:
+    host = f"{own_broker.host}:{own_broker.port}"
+    for names in ({"connection_name": "one (1 -> 2): user"}, {}):
+        with amqp.Connection(host, client_properties=names) as connection:
+            connection.connect()
+    with pytest.raises(amqp.AccessRefused):
+        amqp.Connection(host, password="wrong").connect()
+
+    own_broker.halt()
+
+    assert own_broker.logins() == ["one (1 -> 2): user", ""]
+
+
 def test_each_test_gets_an_empty_broker(broker: PrivateBroker) -> None:
     assert (broker.queues(), broker.exchanges()) == ([], [])
     assert broker.connections() == []
