@@ -8,6 +8,10 @@ ARGS ?=
 VENV = .venv
 BIN = $(VENV)/bin
 BENCH_VENV = .venv-bench
+# The releases of oslo.messaging whose own tests are run: each has a file
+# tests/upstream/requirements-*.txt.
+RELEASES = newest 16.1 14.0
+RELEASE_VENVS = $(RELEASES:%=.venv-upstream-%)
 
 export PYTHON
 unexport PYTHONPATH PYTHONHOME
@@ -15,8 +19,8 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 
 .PHONY: all help packages venv build test test-timing test-slow test-all \
-	test-versions test-faults test-asan demo bench lint format tidy sdist clean \
-	distclean
+	test-versions test-faults test-asan test-upstream demo bench lint format \
+	tidy sdist clean distclean
 
 all: build
 
@@ -27,6 +31,7 @@ help:
 	@echo 'make test-versions  the tests, with each Python and three oslo.messaging'
 	@echo 'make test-faults  nodes of a cluster that die, with the times to recover'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
+	@echo 'make test-upstream  oslo.messaging'"'"'s own tests, with this driver'
 	@echo 'make demo         the driver at work, as real processes'
 	@echo 'make bench        measure it against the stock driver'
 	@echo 'make lint         formats, types, spelling, compiler warnings'
@@ -56,6 +61,11 @@ $(VENV)/made-tox: tests/requirements-tox.txt $(VENV)/made
 
 $(BENCH_VENV)/made: tests/requirements.txt tests/bench/requirements.txt | packages
 	tools/make_venv.sh $(BENCH_VENV) $^
+	touch $@
+
+$(RELEASE_VENVS:%=%/made): .venv-upstream-%/made: \
+		tests/upstream/requirements-%.txt tests/upstream/requirements.txt | packages
+	tools/make_venv.sh $(@D) $^
 	touch $@
 
 # Editable: Python files are used where they are, and so is the extension,
@@ -95,6 +105,9 @@ test-faults: build
 test-asan: build
 	$(BIN)/python -m pytest tests/native/test_binding_asan.py $(ARGS)
 
+test-upstream: build $(RELEASE_VENVS:%=%/installed)
+	$(BIN)/python tests/upstream/run.py $(ARGS) $(RELEASE_VENVS)
+
 # --- demo and benchmark ---
 
 demo: build
@@ -123,10 +136,11 @@ sdist: $(VENV)/installed
 	$(BIN)/python -W ignore setup.py --quiet sdist
 
 clean:
-	rm -rf build dist *.egg-info tests/native/build tests/bench/out
+	rm -rf build dist *.egg-info tests/native/build
+	rm -rf tests/bench/out tests/upstream/out
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f oslo_fastmsg/*.so
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(BENCH_VENV) .tox
+	rm -rf $(VENV) $(BENCH_VENV) $(RELEASE_VENVS) .tox
