@@ -1,4 +1,4 @@
-"""What `make test-upstream` makes of reports: when it is content and when not."""
+"""What `make test-upstream` does around the tests: runs, reports, verdicts."""
 
 import json
 import os
@@ -174,6 +174,110 @@ def test_another_driver_than_stock_in_the_baseline_is_a_difference(
     (line,) = verdict.differences(stock, run(SWAPPED, a="passed"), SWAPPED)
 
     assert line == "the stock run was not one of the stock driver"
+
+
+TESTS = """
+import os
+import subprocess
+import unittest
+
+
+class ATestCase(unittest.TestCase):
+    def test_passes(self):
+        pass
+
+    def test_fails(self):
+        self.fail("boom")
+
+    def test_breaks(self):
+        raise ValueError("bang")
+
+    def test_is_skipped(self):
+        self.skipTest("no mood")
+
+    def test_fails_in_part(self):
+        with self.subTest():
+            self.fail("part")
+
+    def test_fails_afterwards(self):
+        self.addCleanup(self.fail, "cleanup")
+
+
+class BTestCase(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        raise ValueError("class")
+
+    def test_never_runs(self):
+        pass
+
+
+class MetricsTestCase(unittest.TestCase):
+    def test_leaves_a_process(self):
+        process = subprocess.Popen(["sleep", "600"])
+        with open("pid", "w") as file:
+            file.write(str(process.pid))
+
+
+class NothingAfterwards(unittest.TestCase):
+    def test_looks_for_the_process(self):
+        with open("pid") as file, self.assertRaises(ProcessLookupError):
+            os.kill(int(file.read()), 0)
+"""
+
+
+def run_module(tmp_path: Path, text: str) -> Run:
+    (tmp_path / "some_tests.py").write_text(text)
+    program = Path(verdict.__file__).with_name("one_run.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", program, "--module", "some_tests"]
+        + ["--report", "report", "--lock", "lock"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        timeout=60,
+    )
+    it = Run()
+    report = tmp_path / "report"
+    lines = report.read_text().splitlines() if report.exists() else []
+    it.add("some_tests", lines, done.returncode)
+    return it
+
+
+def test_every_way_to_end_is_reported(tmp_path: Path) -> None:
+    it = run_module(tmp_path, TESTS)
+
+    assert it.faults == []
+    assert {test.split(".")[-1]: str(each) for test, each in it.outcomes.items()} == {
+        "test_passes": "passed",
+        "test_fails": "failed (AssertionError: boom)",
+        "test_breaks": "failed (ValueError: bang)",
+        "test_is_skipped": "skipped (no mood)",
+        "test_fails_in_part": "did not end",
+        "test_fails_afterwards": "failed (AssertionError: cleanup)",
+        "BTestCase)": "failed (ValueError: class)",
+        "test_leaves_a_process": "passed",
+        "test_looks_for_the_process": "passed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "no test was collected"),
+        ("import no_such_module", "the process ended with status 1"),
+        (TESTS + "os._exit(0)", "the report has no end"),
+        (
+            TESTS.replace('self.fail("boom")', "os._exit(0)"),
+            "the report has no end",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_run_is_a_fault(
+    text: str, fault: str, tmp_path: Path
+) -> None:
+    it = run_module(tmp_path, text)
+
+    assert it.faults == [f"some_tests: {fault}"]
 
 
 LOAD = """
