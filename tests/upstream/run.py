@@ -182,7 +182,8 @@ def main() -> int:
     out.mkdir(exist_ok=True)
     for old in [*out.glob("*.json"), *out.glob("*.log")]:
         old.unlink()
-    lock = out / "lock"
+    # The same for every checkout: so are the port and the socket it guards.
+    lock = pathlib.Path(tempfile.gettempdir()) / f"oslo-fastmsg-upstream-{os.getuid()}"
     releases = [Release(folder.absolute()) for folder in options.releases]
     results: dict[str, dict[str, verdict.Run]] = {}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
