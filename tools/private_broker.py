@@ -415,11 +415,17 @@ class PrivateBroker:
             status, self._node = self._node.returncode, None
             raise BrokerError(f"RabbitMQ ended with status {status}:\n{self.log()}")
         with socket.socket() as probe:
+            probe.settimeout(1)  # for somebody with a full backlog
             if probe.connect_ex((HOST, self.port)) != 0:
                 time.sleep(0.05)  # between two looks at a process that starts
                 return False
-        # The listener is up before the node is.
-        return self.evaluate("rabbit:await_startup(node(), false, 60000)") == "ok"
+        # The listener is up before the node is, and may be somebody else's.
+        try:
+            return self.evaluate("rabbit:await_startup(node(), false, 60000)") == "ok"
+        except BrokerError:
+            # Too early, or it has just ended, of which the next look tells.
+            time.sleep(0.05)
+            return False
 
     def halt(self) -> None:
         """Stop the node as an operator does; data and name stay."""

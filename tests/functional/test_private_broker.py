@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import amqp
 import kombu
+import private_broker
 import pytest
 from private_broker import NamedBroker, PrivateBroker, broker_from_environment
 
@@ -152,6 +154,26 @@ def session_members(session: int) -> list[int]:
             if int(fields[3]) == session and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
+
+
+@pytest.mark.slow
+def test_port_that_somebody_takes_in_between_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has it answers a probe, while our node still starts."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = iter([private_broker.free_port(), port])
+        find = private_broker.free_port
+        monkeypatch.setattr(
+            private_broker, "free_port", lambda: next(ports, None) or find()
+        )
+
+        with PrivateBroker() as broker:
+            assert broker.port != port
+            assert broker.connections() == []
+
+    assert list(ports) == []
 
 
 def test_stopping_leaves_nothing() -> None:
