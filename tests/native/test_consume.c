@@ -785,6 +785,7 @@ nothing_is_settled_on_the_wrong_channel(void)
             CHECK_INT(feed_close(&consumer->channel, 406, "x"), FM_OK);
             await_takers_who_send();
             flush();
+            await_takers_who_send();
             consumer->retry_at = 0;
             check_settled(tag); /* those that were on their way */
         } else {
