@@ -53,6 +53,7 @@ needs python3-dev python3-devel has_python_header
 needs python3-setuptools python3-setuptools has_module setuptools
 needs python3-wheel python3-wheel has_module wheel
 needs rabbitmq-server rabbitmq-server has_rabbitmq
+needs openssl openssl has openssl
 if test "${1-}" = lint; then
     needs clang clang has clang
     needs clang-format clang-tools-extra has clang-format

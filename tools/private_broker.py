@@ -123,6 +123,35 @@ def _new_name() -> str:
     return f"fm{secrets.token_hex(4)}@localhost"
 
 
+def _make_certificates(folder: Path) -> None:
+    """Make a CA (``ca.pem``) and what it has signed for 127.0.0.1
+    (``server.pem`` and ``.key``)."""
+    names = folder / "server.ext"
+    names.write_text(f"subjectAltName = IP:{HOST}, DNS:localhost\n")
+    make_key = ["req", "-newkey", "rsa:2048", "-nodes", "-keyout"]
+    for arguments in (
+        [*make_key, "ca.key", "-x509", "-days", "2", "-subj", "/CN=CA", "-out"]
+        + ["ca.pem"],
+        [*make_key, "server.key", "-subj", "/CN=localhost", "-out", "server.csr"],
+        ["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key"]
+        + ["-set_serial", "1", "-days", "2", "-extfile", names.name]
+        + ["-out", "server.pem"],
+    ):
+        try:
+            subprocess.run(
+                ["openssl", *arguments],
+                cwd=folder,
+                check=True,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=COMMAND_S,
+            )
+        except FileNotFoundError:
+            raise BrokerError("no openssl here: apt install openssl") from None
+        except subprocess.CalledProcessError as error:
+            raise BrokerError(f"openssl {arguments[0]}: {error.stderr!r}") from None
+
+
 def _quote(text: str) -> str:
     """Write an Erlang binary."""
     return "<<" + ",".join(map(str, text.encode())) + ">>"
@@ -291,6 +320,7 @@ class PrivateBroker:
         *,
         config: str = "",
         virtual_host: str = "/",
+        tls: bool = False,
         _home: _Home | None = None,
         _name: str | None = None,
     ) -> None:
@@ -298,12 +328,16 @@ class PrivateBroker:
 
         :param config: more lines for the node's ``rabbitmq.conf``.
         :param virtual_host: what :meth:`url` names; made if it is not ``/``.
+        :param tls: listen for TLS as well, see :meth:`tls_url`; needs the
+            command openssl.
         """
         self.virtual_host = virtual_host
         self.port = 0
         self.name = ""
         self.pid = 0
+        self.tls_port = 0
         self._config = config
+        self._has_tls = tls
         self._home = _home
         self._fixed_name = _name
         self._is_open = False
@@ -370,7 +404,19 @@ class PrivateBroker:
             "disk_free_limit.absolute = 1MB\n"
             "log.file = rabbit.log\n"
             "log.file.level = info\n"
-            "log.console = false\n" + self._config
+            "log.console = false\n" + self._config + self._tls_config()
+        )
+
+    def _tls_config(self) -> str:
+        if not self._has_tls:
+            return ""
+        self.tls_port = free_port()
+        _make_certificates(self._data)
+        return (
+            f"listeners.ssl.1 = {HOST}:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {self.ca_file}\n"
+            f"ssl_options.certfile = {self._data / 'server.pem'}\n"
+            f"ssl_options.keyfile = {self._data / 'server.key'}\n"
         )
 
     def _environment(self) -> dict[str, str]:
@@ -497,6 +543,25 @@ class PrivateBroker:
             vhost = ""
         text = f"{scheme}://{host}/{vhost}"
         return f"{text}?{urllib.parse.urlencode(query)}" if query else text
+
+    @property
+    def ca_file(self) -> str:
+        """The CA of the node's certificate, with ``tls``; readable while it runs."""
+        return str(self._data / "ca.pem")
+
+    def tls_url(self, scheme: str = "rabbit", **query: object) -> str:
+        """Give the transport URL of the port that speaks TLS."""
+        assert self._has_tls
+        url = self.url(
+            scheme, ssl="true", ssl_ca_file=self.ca_file, **query
+        )
+        return url.replace(f":{self.port}/", f":{self.tls_port}/", 1)
+
+    def whole_log(self) -> str:
+        """Give everything that the node has logged, so that a test can look
+        at what came since."""
+        files = sorted((self._data / "log").glob("*.log"))
+        return "".join(file.read_text(errors="replace") for file in files)
 
     def log(self) -> str:
         """Give the last lines of what the node wrote."""
