@@ -552,9 +552,7 @@ class PrivateBroker:
     def tls_url(self, scheme: str = "rabbit", **query: object) -> str:
         """Give the transport URL of the port that speaks TLS."""
         assert self._has_tls
-        url = self.url(
-            scheme, ssl="true", ssl_ca_file=self.ca_file, **query
-        )
+        url = self.url(scheme, ssl="true", ssl_ca_file=self.ca_file, **query)
         return url.replace(f":{self.port}/", f":{self.tls_port}/", 1)
 
     def whole_log(self) -> str:
