@@ -124,6 +124,8 @@ attempt_run(void *arg)
         deadline, attempt->cancel.fd, &attempt->socket, &attempt->error);
     if (attempt->status == FM_OK)
         attempt_log_in(attempt, deadline);
+    if (attempt->config->tls.enabled)
+        fm_socket_leave_thread();
     atomic_store(&attempt->done, true);
     fm_waker_signal(attempt->waker);
     return NULL;
@@ -278,10 +280,8 @@ leave(fm_conn *conn)
         return;
     }
     fm_output_down(&conn->output);
-    fm_mutex_lock(&conn->output.lock); /* fork handlers look at it */
     fm_socket_free(conn->socket);
     conn->socket = NULL;
-    fm_mutex_unlock(&conn->output.lock);
     fm_session_fini(&conn->session);
     conn->in.len = conn->in_at = 0;
     fm_buf_shrink(&conn->in, 0);
@@ -326,9 +326,7 @@ become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
     static atomic_uint_fast64_t last_epoch;
     char host[280];
 
-    fm_mutex_lock(&conn->output.lock); /* fork handlers look at it */
     conn->socket = attempt->socket;
-    fm_mutex_unlock(&conn->output.lock);
     conn->session = attempt->session;
     attempt->socket = NULL;
     attempt->status = FM_AGAIN; /* the session is ours now */
@@ -742,23 +740,17 @@ void
 fm_conn_fork_prepare(fm_conn *conn) FM_NO_LOCK_CHECK
 {
     fm_mutex_lock(&conn->output.lock);
-    if (conn->socket != NULL)
-        fm_socket_fork_prepare(conn->socket);
 }
 
 void
 fm_conn_fork_parent(fm_conn *conn) FM_NO_LOCK_CHECK
 {
-    if (conn->socket != NULL)
-        fm_socket_fork_parent(conn->socket);
     fm_mutex_unlock(&conn->output.lock);
 }
 
 void
 fm_conn_abandon_in_child(fm_conn *conn)
 {
-    if (conn->socket != NULL)
-        fm_socket_abandon_in_child(conn->socket);
     for (fm_attempt *each = conn->attempts; each != NULL; each = each->next)
         fm_waker_fini(&each->cancel);
 }

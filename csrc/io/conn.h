@@ -9,8 +9,8 @@
  *
  * Order of locks in the core: every mutex is a leaf, but for loop.c's `life`,
  * which is held while the I/O thread starts or ends and taken first, and for
- * fork(), around which loop.c's `lock`, then every output's lock, then every
- * TLS session's lock are held.
+ * fork(), around which loop.c's `lock`, then every output's lock, then tls.c's
+ * `making`, socket.c's `sockets.lock` and every TLS session's lock are held.
  */
 #ifndef FM_IO_CONN_H
 #define FM_IO_CONN_H

@@ -282,11 +282,13 @@ fork_prepare(void) FM_NO_LOCK_CHECK
         fm_conn_fork_prepare(&each->publishing);
         fm_conn_fork_prepare(&each->consuming);
     }
+    fm_socket_fork_prepare();
 }
 
 static void
 fork_parent(void) FM_NO_LOCK_CHECK
 {
+    fm_socket_fork_parent();
     for (fm_bus *each = loop.buses; each != NULL; each = each->next) {
         fm_conn_fork_parent(&each->publishing);
         fm_conn_fork_parent(&each->consuming);
@@ -297,6 +299,7 @@ fork_parent(void) FM_NO_LOCK_CHECK
 static void
 fork_child(void)
 {
+    fm_socket_fork_child();
     for (fm_bus *each = loop.buses; each != NULL; each = each->next) {
         fm_conn_abandon_in_child(&each->publishing);
         fm_conn_abandon_in_child(&each->consuming);

@@ -24,10 +24,21 @@ enum {
 };
 
 struct fm_socket {
-    int fd;               /* owned. FM_IMMUTABLE */
-    fm_tls *tls;          /* owned; NULL if plain. FM_IMMUTABLE */
-    char peer[PEER_TEXT]; /* host:port, for texts. FM_IMMUTABLE */
+    /* Both owned, and FM_IMMUTABLE once there; that they come and go is
+     * guarded by sockets.lock. */
+    int fd;
+    fm_tls *tls;             /* NULL if plain */
+    char peer[PEER_TEXT];    /* host:port, for texts. FM_IMMUTABLE */
+    fm_socket *next, **link; /* in sockets.first. FM_GUARDED_BY(sockets.lock) */
 };
+
+/* All that have a descriptor, those that are just being connected, too: a
+ * forked child has to close every one. The lock is a leaf, held while a
+ * descriptor is made or closed, neither of which waits. */
+static struct {
+    fm_mutex lock;
+    fm_socket *first FM_GUARDED_BY(lock); /* borrowed */
+} sockets = { .lock = { PTHREAD_MUTEX_INITIALIZER } };
 
 /* --- reading and writing --- */
 
@@ -165,34 +176,56 @@ fm_socket_free(fm_socket *sock)
 {
     if (sock == NULL)
         return;
-    fm_tls_free(sock->tls);
-    if (sock->fd >= 0)
+    fm_tls_end(sock->tls);
+    if (sock->fd >= 0) {
+        fm_mutex_lock(&sockets.lock);
         close(sock->fd);
+        *sock->link = sock->next;
+        if (sock->next != NULL)
+            sock->next->link = sock->link;
+        fm_mutex_unlock(&sockets.lock);
+    }
+    fm_tls_free(sock->tls);
     free(sock);
 }
 
+/* --- forks --- */
+
 void
-fm_socket_abandon_in_child(fm_socket *sock)
+fm_socket_fork_prepare(void) FM_NO_LOCK_CHECK
 {
-    if (sock != NULL)
-        close(sock->fd);
+    fm_tls_fork_prepare();
+    fm_mutex_lock(&sockets.lock);
+    for (fm_socket *each = sockets.first; each != NULL; each = each->next)
+        fm_tls_hold(each->tls);
 }
 
 void
-fm_socket_fork_prepare(fm_socket *sock)
+fm_socket_fork_parent(void) FM_NO_LOCK_CHECK
 {
-    if (sock->tls != NULL)
-        fm_tls_fork_prepare(sock->tls);
+    for (fm_socket *each = sockets.first; each != NULL; each = each->next)
+        fm_tls_let_go(each->tls);
+    fm_mutex_unlock(&sockets.lock);
+    fm_tls_fork_parent();
 }
 
 void
-fm_socket_fork_parent(fm_socket *sock)
+fm_socket_fork_child(void) FM_NO_LOCK_CHECK
 {
-    if (sock->tls != NULL)
-        fm_tls_fork_parent(sock->tls);
+    for (fm_socket *each = sockets.first; each != NULL; each = each->next)
+        close(each->fd);
+    sockets.first = NULL;
+    fm_mutex_init(&sockets.lock);
+    fm_tls_fork_child();
 }
 
 /* --- connecting --- */
+
+void
+fm_socket_leave_thread(void)
+{
+    fm_tls_leave_thread();
+}
 
 /* A port in the range that the kernel picks from, on this host, with nobody
  * listening: TCP can connect a socket to itself. */
@@ -223,9 +256,29 @@ finish_connect(int fd)
     return cause;
 }
 
+/* The descriptor, which no fork finds unknown. */
+static int
+open_descriptor(fm_socket *sock, int family)
+{
+    int fd;
+
+    fm_mutex_lock(&sockets.lock);
+    fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd >= 0) {
+        sock->next = sockets.first;
+        sock->link = &sockets.first;
+        if (sock->next != NULL)
+            sock->next->link = &sock->next;
+        sockets.first = sock;
+        sock->fd = fd;
+    }
+    fm_mutex_unlock(&sockets.lock);
+    return fd;
+}
+
 static fm_status
-connect_tcp(const fm_address *address, fm_deadline deadline, int cancel_fd,
-    int *out, fm_error *error)
+connect_tcp(fm_socket *sock, const fm_address *address, fm_deadline deadline,
+    int cancel_fd, fm_error *error)
 {
     const struct sockaddr *where = (const struct sockaddr *)&address->where;
     char host[INET6_ADDRSTRLEN + 16] = "?";
@@ -235,8 +288,7 @@ connect_tcp(const fm_address *address, fm_deadline deadline, int cancel_fd,
 
     (void)!getnameinfo(
         where, address->len, host, sizeof(host), NULL, 0, NI_NUMERICHOST);
-    fd =
-        socket(where->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    fd = open_descriptor(sock, where->sa_family);
     if (fd < 0)
         return fm_error_set_errno(error, errno, "connect to %s", host);
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
@@ -258,12 +310,7 @@ connect_tcp(const fm_address *address, fm_deadline deadline, int cancel_fd,
             fm_status_text(status));
     else if (cause != 0)
         status = fm_error_set_errno(error, cause, "connect to %s", host);
-    if (status != FM_OK) {
-        close(fd);
-        return status;
-    }
-    *out = fd;
-    return FM_OK;
+    return status;
 }
 
 static fm_status
@@ -295,6 +342,7 @@ connect_address(const fm_endpoint *endpoint, const fm_address *address,
 {
     bool is_ipv6 = strchr(endpoint->host, ':') != NULL;
     fm_socket *sock = calloc(1, sizeof(*sock));
+    fm_tls *tls;
     fm_status status;
 
     if (sock == NULL)
@@ -302,13 +350,16 @@ connect_address(const fm_endpoint *endpoint, const fm_address *address,
     (void)snprintf(sock->peer, sizeof(sock->peer),
         is_ipv6 ? "[%.140s]:%u" : "%.140s:%u", endpoint->host, endpoint->port);
     sock->fd = -1;
-    status = connect_tcp(address, deadline, cancel_fd, &sock->fd, error);
+    status = connect_tcp(sock, address, deadline, cancel_fd, error);
     if (status == FM_OK && context != NULL) {
         status = fm_tls_new(
-            context, sock->fd, endpoint->host, verify_host, &sock->tls, error);
-        if (status == FM_OK)
-            status =
-                agree_on_tls(sock->tls, sock->fd, deadline, cancel_fd, error);
+            context, sock->fd, endpoint->host, verify_host, &tls, error);
+        if (status == FM_OK) {
+            fm_mutex_lock(&sockets.lock); /* fork handlers look at it */
+            sock->tls = tls;
+            fm_mutex_unlock(&sockets.lock);
+            status = agree_on_tls(tls, sock->fd, deadline, cancel_fd, error);
+        }
     }
     if (status != FM_OK) {
         fm_socket_free(sock);

@@ -41,15 +41,16 @@ FM_MUST_CHECK fm_status fm_socket_connect(const fm_endpoint *endpoint,
 /* Close at once, without any farewell, and free. Nobody may be using it. */
 void fm_socket_free(fm_socket *sock);
 
-/* In a forked child: close the child's descriptor and leak the rest. The
- * parent's TLS session must not see a farewell from here, and its lock may
- * be held by a thread that the child lacks. */
-void fm_socket_abandon_in_child(fm_socket *sock);
+/* Around fork(), for all sockets: nobody is inside of OpenSSL meanwhile, so
+ * the child does not inherit a lock of its that is held. The child closes its
+ * copy of every descriptor, of connections just being made, too, without a
+ * word to the peer, and leaks the rest: the stream is the parent's. */
+void fm_socket_fork_prepare(void);
+void fm_socket_fork_parent(void);
+void fm_socket_fork_child(void);
 
-/* Around fork(), in the parent: keep TLS quiet, so that the child does not
- * inherit OpenSSL in the middle of something. Does nothing for plain ones. */
-void fm_socket_fork_prepare(fm_socket *sock);
-void fm_socket_fork_parent(fm_socket *sock);
+/* The calling thread, which has connected by TLS, is about to end. */
+void fm_socket_leave_thread(void);
 
 int fm_socket_fd(const fm_socket *sock);
 bool fm_socket_is_tls(const fm_socket *sock);

@@ -18,13 +18,17 @@
 /* What one write encrypts under the lock, so that the reader is not kept. */
 enum { WRITE_MOST = 64 * 1024 };
 
+/* Held by whoever makes a context or a session, and around fork(). For the
+ * threads that connect: reading a file of CAs may take a while. A leaf. */
+static fm_mutex making = { PTHREAD_MUTEX_INITIALIZER };
+
 struct fm_tls {
     int fd; /* borrowed from the socket. FM_IMMUTABLE */
 
     /* One SSL must not be read and written at once. A leaf, held during
      * non-blocking calls of OpenSSL only. */
     fm_mutex lock;
-    SSL *ssl; /* owned; the pointer is FM_IMMUTABLE, its use is guarded */
+    SSL *ssl FM_GUARDED_BY(lock);         /* owned */
     bool saw_end FM_GUARDED_BY(lock);     /* recv() returned 0 */
     fm_error failure FM_GUARDED_BY(lock); /* sticky: an SSL that failed must
                                              not be called again */
@@ -245,9 +249,8 @@ version_number(fm_tls_version version, int otherwise)
     return otherwise;
 }
 
-fm_status
-fm_tls_context_new(
-    const fm_tls_options *options, SSL_CTX **out, fm_error *error)
+static fm_status
+context_new(const fm_tls_options *options, SSL_CTX **out, fm_error *error)
 {
     char room[128];
     SSL_CTX *context;
@@ -290,10 +293,26 @@ fail:
     return status;
 }
 
+fm_status
+fm_tls_context_new(
+    const fm_tls_options *options, SSL_CTX **out, fm_error *error)
+{
+    fm_status status;
+
+    fm_mutex_lock(&making);
+    status = context_new(options, out, error);
+    fm_mutex_unlock(&making);
+    return status;
+}
+
 void
 fm_tls_context_free(SSL_CTX *context)
 {
+    if (context == NULL)
+        return;
+    fm_mutex_lock(&making);
     SSL_CTX_free(context);
+    fm_mutex_unlock(&making);
 }
 
 /* Whom we expect: for the certificate's check, and, if it is a name, for the
@@ -323,8 +342,8 @@ set_expected_name(SSL *ssl, const char *host, bool verify)
 
 /* --- a session --- */
 
-fm_status
-fm_tls_new(SSL_CTX *context, int fd, const char *host, bool verify_host,
+static fm_status
+session_new(SSL_CTX *context, int fd, const char *host, bool verify_host,
     fm_tls **out, fm_error *error)
 {
     char room[128];
@@ -356,12 +375,35 @@ fail:
         error, FM_TLS, 0, "cannot begin: %s", tls_words(room, sizeof(room)));
 }
 
+fm_status
+fm_tls_new(SSL_CTX *context, int fd, const char *host, bool verify_host,
+    fm_tls **out, fm_error *error)
+{
+    fm_status status;
+
+    fm_mutex_lock(&making);
+    status = session_new(context, fd, host, verify_host, out, error);
+    fm_mutex_unlock(&making);
+    return status;
+}
+
+void
+fm_tls_end(fm_tls *tls)
+{
+    if (tls == NULL)
+        return;
+    fm_mutex_lock(&tls->lock); /* with it, and not in the midst of a fork */
+    SSL_free(tls->ssl);        /* sends nothing: only SSL_shutdown() would */
+    tls->ssl = NULL;
+    fm_mutex_unlock(&tls->lock);
+}
+
 void
 fm_tls_free(fm_tls *tls)
 {
     if (tls == NULL)
         return;
-    SSL_free(tls->ssl); /* sends nothing: only SSL_shutdown() would */
+    fm_tls_end(tls);
     fm_mutex_fini(&tls->lock);
     free(tls);
 }
@@ -460,14 +502,44 @@ fm_tls_read_wants_write(const fm_tls *tls)
     return tls->read_wants_write;
 }
 
+/* --- forks --- */
+
 void
-fm_tls_fork_prepare(fm_tls *tls) FM_NO_LOCK_CHECK
+fm_tls_fork_prepare(void) FM_NO_LOCK_CHECK
 {
-    fm_mutex_lock(&tls->lock);
+    fm_mutex_lock(&making);
 }
 
 void
-fm_tls_fork_parent(fm_tls *tls) FM_NO_LOCK_CHECK
+fm_tls_fork_parent(void) FM_NO_LOCK_CHECK
 {
-    fm_mutex_unlock(&tls->lock);
+    fm_mutex_unlock(&making);
+}
+
+void
+fm_tls_fork_child(void)
+{
+    fm_mutex_init(&making);
+}
+
+void
+fm_tls_hold(fm_tls *tls) FM_NO_LOCK_CHECK
+{
+    if (tls != NULL)
+        fm_mutex_lock(&tls->lock);
+}
+
+void
+fm_tls_let_go(fm_tls *tls) FM_NO_LOCK_CHECK
+{
+    if (tls != NULL)
+        fm_mutex_unlock(&tls->lock);
+}
+
+void
+fm_tls_leave_thread(void)
+{
+    fm_mutex_lock(&making);
+    OPENSSL_thread_stop(); /* or it would be done later, by the thread's end */
+    fm_mutex_unlock(&making);
 }

@@ -49,7 +49,9 @@ typedef struct fm_tls fm_tls;
 FM_MUST_CHECK fm_status fm_tls_new(fm_tls_context *context, int fd,
     const char *host, bool verify_host, fm_tls **out, fm_error *error);
 
-/* Sends no farewell. NULL is allowed. */
+/* End the session, without a farewell; only fm_tls_free() may follow. NULL is
+ * allowed for both. */
+void fm_tls_end(fm_tls *tls);
 void fm_tls_free(fm_tls *tls);
 
 /* The handshake, one step further. FM_AGAIN: poll for *want, POLLIN or
@@ -68,8 +70,17 @@ FM_MUST_CHECK fm_status fm_tls_try_write(
 bool fm_tls_has_pending(const fm_tls *tls);
 bool fm_tls_read_wants_write(const fm_tls *tls);
 
-/* Hold and release the session's lock around fork(), in the parent. */
-void fm_tls_fork_prepare(fm_tls *tls);
-void fm_tls_fork_parent(fm_tls *tls);
+/* Around fork(): nobody makes contexts or sessions, or ends a thread that did,
+ * since locks of OpenSSL's own are held for moments then. */
+void fm_tls_fork_prepare(void);
+void fm_tls_fork_parent(void);
+void fm_tls_fork_child(void);
+
+/* The same for one session, NULL allowed: its lock, until it is let go. */
+void fm_tls_hold(fm_tls *tls);
+void fm_tls_let_go(fm_tls *tls);
+
+/* A thread that has connected is about to end. */
+void fm_tls_leave_thread(void);
 
 #endif

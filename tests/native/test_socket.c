@@ -1114,15 +1114,15 @@ test_a_child_closes_its_descriptor_and_nothing_else(void)
 
     peer_start(&echo, serve_tls, &script);
     sock = connect_to("broker.test", echo.port, &options);
-    fm_socket_fork_prepare(sock);
+    fm_socket_fork_prepare();
     child = fork();
     if (child == 0) {
         int fd = fm_socket_fd(sock);
 
-        fm_socket_abandon_in_child(sock);
+        fm_socket_fork_child();
         _exit(fcntl(fd, F_GETFD) == -1 && errno == EBADF ? 0 : 1);
     }
-    fm_socket_fork_parent(sock);
+    fm_socket_fork_parent();
     CHECK(child > 0);
     CHECK(waitpid(child, &child_status, 0) == child);
     CHECK(WIFEXITED(child_status) && WEXITSTATUS(child_status) == 0);
@@ -1131,7 +1131,6 @@ test_a_child_closes_its_descriptor_and_nothing_else(void)
     fm_socket_free(sock);
     peer_join(&echo);
     fm_socket_free(NULL);
-    fm_socket_abandon_in_child(NULL);
 }
 
 int
