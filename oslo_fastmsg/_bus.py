@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from oslo_fastmsg import _core, _events, _waiting
 
-__all__ = ["Share", "forget_after_fork"]
+__all__ = ["Share", "forget_after_fork", "notice_fork"]
 
 LOG = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class _Forgetful(Protocol):
 
 _open_shares: weakref.WeakSet[Share] = weakref.WeakSet()
 _forgetful: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
+_generation = _core.fork_generation()
 
 
 def forget_after_fork(user: _Forgetful) -> None:
@@ -67,7 +68,17 @@ def forget_after_fork(user: _Forgetful) -> None:
     _forgetful.add(user)
 
 
+def notice_fork() -> None:
+    """Do now what was to be done after a fork, if that was C's: Python does not
+    hear of those. For the first lines of whatever uses what is open.
+    """
+    if _core.fork_generation() != _generation:
+        _forget()
+
+
 def _forget() -> None:
+    global _generation
+    _generation = _core.fork_generation()
     _open_shares.clear()
     _events.forget()
     for user in list(_forgetful):

@@ -146,6 +146,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         :raises MessageUndeliverable: no queue, with ``at_least_once``.
         :raises Exception: what the remote endpoint raised.
         """
+        _bus.notice_fork()
         mandatory = bool(transport_options and transport_options.at_least_once)
         attempts = _retry(retry)
         if wait_for_reply:
@@ -204,6 +205,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         :raises MessageDeliveryFailure: the broker did not take it.
         :raises ValueError, TypeError: it cannot be written as version 2.0.
         """
+        _bus.notice_fork()
         self._pack(message, ctxt)
         attempt = f"notification on topic {target.topic!r}"
         body: dict[str, Any] | bytes = message
@@ -311,6 +313,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
 
         Listeners live on until their own cleanup. Twice is allowed.
         """
+        _bus.notice_fork()
         with self._lock:
             self._is_cleaned_up = True
             share, self._share = self._share, None
@@ -429,6 +432,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         batch_timeout: float | None,
         delete: list[str],
     ) -> _listener.FastmsgListener:
+        _bus.notice_fork()
         for declaration in declarations:
             for name in declaration[1:4]:
                 if isinstance(name, str):

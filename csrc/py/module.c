@@ -45,6 +45,17 @@ new_id(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     return PyUnicode_FromStringAndSize(text, sizeof(text));
 }
 
+PyDoc_STRVAR(fork_generation_doc,
+    "fork_generation()\n--\n\n"
+    "How many forks led to this process, since the module was loaded; those\n"
+    "that C did behind Python's back count too.");
+
+static PyObject *
+fork_generation(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyLong_FromUnsignedLong(fm_fork_generation());
+}
+
 int
 fm_seconds_to_ns(PyObject *seconds, int64_t *ns)
 {
@@ -155,6 +166,7 @@ PyDoc_STRVAR(dumps_doc,
 
 static PyMethodDef functions[] = {
     { "new_id", new_id, METH_NOARGS, new_id_doc },
+    { "fork_generation", fork_generation, METH_NOARGS, fork_generation_doc },
     { "encode", fm_py_encode, METH_O, encode_doc },
     { "decode", fm_py_decode, METH_O, decode_doc },
     { "dumps", fm_py_dumps, METH_O, dumps_doc },
