@@ -7,8 +7,10 @@ driver is needed, so that any interpreter that has them will do.
 
 import contextlib
 import ctypes
+import gc
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import select
@@ -25,7 +27,7 @@ with warnings.catch_warnings():
     import oslo_messaging
     from oslo_config import cfg
 
-CALL_S = 30
+CALL_S = int(os.environ.get("CALL_S", 30))
 
 
 # --- with the test --------------------------------------------------------
@@ -283,7 +285,7 @@ def fork_and_check(fork, client, shown):
         os.close(release_out)  # it may leave
         os.close(report_in)
     status = wait_for(pid)
-    assert text and status == 0, f"child {pid}: status {status}, said {text!r}"
+    assert status == 0, f"child {pid}: status {status}, said {text!r}"
     report = json.loads(text)
     assert report["pid"] == pid
     return report
@@ -397,6 +399,7 @@ def connecting(url, topic, far_port):
 
 
 def swallow(client):
+    """Call; at the end of the process that fails, as anything that waits does."""
     with contextlib.suppress(Exception):
         client.call({}, "echo")
 
@@ -445,10 +448,18 @@ def busy(url, topic):
     client = client_of(rpc_transport(url), topic)
     traffic, *_ = start_all_kinds(url, topic, client)
     for _ in range(3):
-        threading.Thread(target=client.call, args=({}, "wait"), daemon=True).start()
+        start_waiting(client)
     traffic.add(lambda number: client.cast({}, "echo", arg=number))
     traffic.wait_for_more(2)
     return client
+
+
+def start_waiting(client):
+    """Start a daemon thread that calls, and is not answered."""
+    nobody = client.prepare(server="nobody")
+    thread = threading.Thread(target=swallow, args=(nobody,), daemon=True)
+    thread.start()
+    return thread
 
 
 def end_idle(url, topic):
@@ -491,7 +502,7 @@ def end_by_sigint_in_a_call(url, topic):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    client.call({}, "wait")
+    client.prepare(server="nobody").call({}, "echo")
 
 
 def end_with_a_thread_that_counts(url, topic):
@@ -510,10 +521,13 @@ def end_without_a_broker(url, topic):
     nowhere = url.replace(f":{url.rpartition(':')[2]}", ":1/")
     client = client_of(rpc_transport(nowhere), topic)
     for _ in range(2):
-        threading.Thread(target=client.call, args=({}, "echo"), daemon=True).start()
-    threading.Thread(
-        target=start_server, args=(rpc_transport(nowhere), topic), daemon=True
-    ).start()
+        threading.Thread(target=swallow, args=(client,), daemon=True).start()
+
+    def serve():
+        with contextlib.suppress(Exception):
+            start_server(rpc_transport(nowhere), topic)
+
+    threading.Thread(target=serve, daemon=True).start()
     core = client.transport._driver
     while core._share is None:
         time.sleep(0.005)
@@ -556,15 +570,14 @@ def interrupted(url, topic, leads):
     checked_call(client)(1)
     if leads == "no":
         # Somebody else came first, and leads.
-        other = threading.Thread(target=client.call, args=({}, "wait"), daemon=True)
-        other.start()
+        other = start_waiting(client)
         end_at = time.monotonic() + CALL_S
         while not is_in(os.getpid(), other.native_id, POLLS):
             assert time.monotonic() < end_at
             time.sleep(0.005)
     say(ready=os.getpid())
     try:
-        client.call({}, "wait")
+        client.prepare(server="nobody").call({}, "echo")
     except KeyboardInterrupt:
         at = time.monotonic()
     checked_call(client)(2)
@@ -572,7 +585,121 @@ def interrupted(url, topic, leads):
     say(result=at)
 
 
+# --- much work ------------------------------------------------------------
+
+
+def resources():
+    """Say what the process holds, when nothing is going on."""
+    gc.collect()
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "rss": pages * os.sysconf("SC_PAGESIZE"),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": sorted(
+            (Path("/proc/self/task") / task / "comm").read_text().strip()
+            for task in os.listdir("/proc/self/task")
+        ),
+        "objects": len(gc.get_objects()),
+        # Of an interpreter built for debugging.
+        "references": getattr(sys, "gettotalrefcount", int)(),
+    }
+
+
+def calm():
+    """Let threads end that nobody waits for, such as idle workers."""
+    end_at = time.monotonic() + 10
+    before = -1
+    while time.monotonic() < end_at:
+        now = len(os.listdir("/proc/self/task"))
+        if now == before:
+            return
+        before = now
+        time.sleep(0.3)
+
+
+def flat(url, topic, calls, deliveries, transports, servers):
+    """Do a little, say what is held; do much, and say it again."""
+    transport = rpc_transport(url)
+    server = start_server(transport, topic)
+    client = client_of(transport, topic)
+    notes = Notes()
+    listener = start_listener(url, f"{topic}-notes", notes)
+    notifier = notifier_of(url, f"{topic}-notes")
+
+    def work(calls, deliveries, transports, servers):
+        def call():
+            for number in range(calls // 4):
+                client.call({}, "echo", arg=number)
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        goal = notes.count + deliveries
+        for number in range(deliveries):
+            notifier.info({}, "event", {"number": number})
+        end_at = time.monotonic() + CALL_S
+        while notes.count < goal:
+            assert time.monotonic() < end_at
+            time.sleep(0.005)
+        for number in range(transports):
+            other = rpc_transport(url)
+            checked_call(client_of(other, topic))(number)
+            other.cleanup()
+        for _ in range(servers):
+            other = start_server(rpc_transport(url), f"{topic}-other")
+            other.stop()
+            other.wait()
+
+    total = int(calls)
+    # The ids that a listener remembers, 65536, belong to the warm-up.
+    work(min(total, 80000), max(100, int(deliveries) // 10), 10, 10)
+    calm()
+    say(warm=resources())
+    hear()
+    work(total, int(deliveries), int(transports), int(servers))
+    calm()
+    say(done=resources())
+    hear()
+    for each in (server, listener):
+        each.stop()
+        each.wait()
+    transport.cleanup()
+
+
+class Alarm(Exception):
+    pass
+
+
+def alarms(url, topic, count):
+    """Be interrupted soon after a call began, each time somewhat later.
+
+    So some signals come while the thread is awake, on its way to sleep.
+    """
+
+    def ring(number, frame):
+        raise Alarm
+
+    client = client_of(rpc_transport(url), topic)
+    nobody = client.prepare(server="nobody", timeout=8)
+    checked_call(client)(1)
+    signal.signal(signal.SIGALRM, ring)
+    longest = 0
+    for number in range(int(count)):
+        delay = 1e-4 + number % 100 * 1e-5
+        begin = time.monotonic()
+        with contextlib.suppress(Alarm):
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            nobody.call({}, "echo")
+        longest = max(longest, time.monotonic() - begin)
+    client.transport.cleanup()
+    say(result=longest)
+
+
 def main(name, url, topic, *arguments):
+    logging.disable(logging.CRITICAL)
     cfg.CONF([], project="scenes", default_config_files=[], default_config_dirs=[])
     globals()[name](url, topic, *arguments)
 
