@@ -5,6 +5,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,15 @@ class Scene:
         """:param python: the interpreter; with any other one than ours the
         environment names its modules.
         """
+        # A file: nobody reads a pipe meanwhile, and one that is full would
+        # stop who writes.
+        self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [python, "-W", "ignore::DeprecationWarning", str(script), name, url]
             + [topic, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             env={**os.environ, **environment},
         )
         self.pid = self._process.pid
@@ -47,6 +51,11 @@ class Scene:
     def __exit__(self, *exc_info: object) -> None:
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode()
 
     def tell(self, text: str = "go on") -> None:
         assert self._process.stdin is not None
@@ -64,9 +73,9 @@ class Scene:
             more = os.read(pipe, 1 << 16) if ready else b""
             if not more:
                 self._process.kill()
-                _, errors = self._process.communicate()
+                self._process.wait()
                 what = "ended" if ready else f"said nothing for {timeout} s"
-                raise AssertionError(f"the scene {what}:\n{errors.decode()}")
+                raise AssertionError(f"the scene {what}:\n{self._said()}")
             self._heard += more
         line, _, self._heard = self._heard.partition(b"\n")
         return json.loads(line)
@@ -79,5 +88,5 @@ class Scene:
 
     def end(self, timeout: float = 30.0) -> tuple[int, str]:
         """Wait for the end; give the exit status and what went to stderr."""
-        _, errors = self._process.communicate(timeout=timeout)
-        return self._process.returncode, errors.decode()
+        self._process.communicate(timeout=timeout)
+        return self._process.returncode, self._said()

@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     import oslo_messaging
     from oslo_config import cfg
 
-CALL_S = int(os.environ.get("CALL_S", 30))
+CALL_S = 30
 
 
 # --- with the test --------------------------------------------------------
