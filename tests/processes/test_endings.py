@@ -5,6 +5,7 @@ as it was told, soon, and says nothing about it.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,15 @@ ENDS = {
 }
 
 
+# From 3.12 on no thread starts any more at that time; the pool of workers that
+# every server has (futurist's) trips over one that it could not start.
+POOLS_OWN = re.compile(
+    r"Exception ignored in atexit callback: <function _clean_up at .*>\n"
+    r"Traceback .*\n(  .*\n)*"
+    r"RuntimeError: cannot join thread before it is started\n"
+)
+
+
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize(
     "count",
@@ -132,6 +142,7 @@ def test_a_process_ends_as_it_was_told(
             statuses += [heard["status"]] if "status" in heard else []
         status, errors = it.end()
 
+    errors = POOLS_OWN.sub("", errors)
     assert statuses == [expected] * count, errors
     assert status == 0
     assert answers == (count if end == "end_with_a_thread_that_counts" else 0)
