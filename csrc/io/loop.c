@@ -6,10 +6,12 @@
 #include "io/lead.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
-/* How long a caller leads at a time. It has to look in between whether there
- * was a signal, which the kernel may have given to another thread. */
-#define SHIFT_NS FM_NS_PER_S
+/* How long the main thread leads at a time. The kernel may have given a
+ * signal to another thread, so it has to look in between whether there was
+ * one. */
+#define SHIFT_NS (100 * FM_NS_PER_MS)
 
 static struct {
     /* Held while the thread is started or joined, so it may be held for
@@ -220,12 +222,27 @@ run(void *arg)
 
 /* --- waiters who lead --- */
 
+static atomic_bool main_handles_signals;
+
+void
+fm_loop_look_for_signals(void)
+{
+    atomic_store(&main_handles_signals, true);
+}
+
+static bool
+handles_signals(void)
+{
+    return atomic_load_explicit(&main_handles_signals, memory_order_relaxed)
+        && gettid() == getpid();
+}
+
 /* FM_AGAIN: leave it to others, and sleep. */
 static fm_status
 take_turns(fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
 {
     fm_deadline shift_end =
-        errand == FM_ERRAND_CALLER ? fm_deadline_in(SHIFT_NS) : FM_NEVER;
+        handles_signals() ? fm_deadline_in(SHIFT_NS) : FM_NEVER;
     fm_deadline until = deadline < shift_end ? deadline : shift_end;
     fm_status status = FM_OK;
     fm_signals before;

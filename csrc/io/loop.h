@@ -32,10 +32,13 @@ FM_MUST_CHECK fm_status fm_loop_attach(struct fm_bus *bus);
 
 /* Sleep until the word of `wake` differs from `seen`, as fm_wake_wait() does,
  * but run the loop meanwhile if nobody else does. The word is changed by a
- * turn of the loop, or by a thread that then signals the loop's waker. May
- * return FM_INTERRUPTED without a signal. */
+ * turn of the loop, or by a thread that then signals the loop's waker. */
 FM_MUST_CHECK fm_status fm_loop_wait(
     fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand);
+
+/* From now on fm_loop_wait() returns FM_INTERRUPTED to the main thread now and
+ * then, signal or not: it handles signals, which others may get. */
+void fm_loop_look_for_signals(void);
 
 /* End the thread if no bus is left, and wait for its end. */
 void fm_loop_try_end(void);

@@ -1,6 +1,7 @@
 #include "py/module.h"
 
 #include "base/event.h"
+#include "io/loop.h"
 #include "io/message.h"
 #include "py/raise.h"
 
@@ -223,6 +224,7 @@ module_exec(PyObject *module)
     fm_state *state = fm_state_of_module(module);
 
     (void)fm_fork_generation(); /* count forks from here on */
+    fm_loop_look_for_signals(); /* Python's: its flag needs the GIL */
     if (fm_codec_init(&state->codec) < 0 || fm_raise_init(module, state) < 0
         || fm_topology_type_add(module, state) < 0
         || fm_bus_type_add(module, state) < 0
