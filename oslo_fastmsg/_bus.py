@@ -9,6 +9,7 @@ with the last.
 import atexit
 import logging
 import os
+import threading
 import weakref
 from typing import Any, Protocol
 
@@ -54,7 +55,8 @@ class _Forgetful(Protocol):
 
 _open_shares: weakref.WeakSet[Share] = weakref.WeakSet()
 _forgetful: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
-_generation = _core.fork_generation()
+_generation = _core.fork_generation()  # when all of this was last forgotten, or new
+_noticing: dict[int, threading.Lock] = {}  # by the generation
 
 
 def forget_after_fork(user: _Forgetful) -> None:
@@ -69,24 +71,34 @@ def forget_after_fork(user: _Forgetful) -> None:
 
 
 def notice_fork() -> None:
-    """Do now what was to be done after a fork, if that was C's: Python does not
-    hear of those. For the first lines of whatever uses what is open.
+    """Forget, if this is a child of a fork that Python was not told of.
+
+    A host in C may fork without Python's handlers: uWSGI does unless it has
+    ``py-call-uwsgi-fork-hooks``, and so does another interpreter of the same
+    process. Called first in whatever uses what a parent may have left.
     """
-    if _core.fork_generation() != _generation:
-        _forget()
+    generation = _core.fork_generation()
+    if generation == _generation:
+        return
+    # A lock for each child, since a thread that the child lacks may have held
+    # any other; setdefault() is one step of the interpreter.
+    with _noticing.setdefault(generation, _waiting.make_lock()):
+        if generation != _generation:
+            _forget()
 
 
 def _forget() -> None:
     global _generation
-    _generation = _core.fork_generation()
     _open_shares.clear()
     _events.forget()
     for user in list(_forgetful):
         user.forget()
+    _generation = _core.fork_generation()
 
 
 def _finish() -> None:
     """At exit: let the replies out that were only handed over."""
+    notice_fork()
     for share in list(_open_shares):
         share.flush()
         share.close()
