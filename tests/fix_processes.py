@@ -6,7 +6,13 @@ from typing import Any
 
 from fix_objects import wait_until
 
-__all__ = ["Connections", "bound_ms", "connections_of", "settled_connections"]
+__all__ = [
+    "Connections",
+    "bound_ms",
+    "connections_of",
+    "missed_heartbeats",
+    "settled_connections",
+]
 
 #: Connections of one process: (purpose, its local port), in order.
 Connections = list[tuple[str, int]]
@@ -41,6 +47,12 @@ def settled_connections(broker: Any, pid: int) -> Connections:
     wait_until(both, 20, f"two connections of {pid}")
     assert [purpose for purpose, _ in found] == ["fastmsg-consume", "fastmsg-publish"]
     return found
+
+
+def missed_heartbeats(log: str, pid: int) -> list[str]:
+    """Give the lines of a broker's log that say so of a process's connections."""
+    lines = re.findall(r"^(.*)\n.*missed heartbeats from client", log, re.MULTILINE)
+    return [line for line in lines if f":{pid}:" in line]
 
 
 def bound_ms(warm_ms: list[float]) -> float:

@@ -561,12 +561,13 @@ class PrivateBroker:
         files = sorted((self._data / "log").glob("*.log"))
         return "".join(file.read_text(errors="replace") for file in files)
 
-    def log(self) -> str:
+    def log(self, lines_per_file: int = 25) -> str:
         """Give the last lines of what the node wrote."""
         assert self._home is not None
         lines = self._home.tail(self.name).splitlines()
         for file in sorted((self._data / "log").glob("*.log")):
-            lines += file.read_text(errors="replace").splitlines()[-25:]
+            text = file.read_text(errors="replace")
+            lines += text.splitlines()[-lines_per_file:]
         return "\n".join(lines)
 
     def logins(self) -> list[str]:
