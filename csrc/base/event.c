@@ -9,7 +9,6 @@ enum { RING = 128 }; /* a power of two */
 static struct {
     fm_mutex lock;
     fm_wake wake;
-    bool stopped FM_GUARDED_BY(lock);
     unsigned first FM_GUARDED_BY(lock);
     unsigned len FM_GUARDED_BY(lock);
     unsigned lost FM_GUARDED_BY(lock); /* since the last one that fitted */
@@ -60,20 +59,19 @@ take_locked(fm_event *out) FM_REQUIRES(events.lock)
 }
 
 fm_status
-fm_event_wait(fm_event *out, fm_deadline deadline)
+fm_event_wait(fm_event_reader *reader, fm_event *out, fm_deadline deadline)
 {
     for (;;) {
         unsigned seen = fm_wake_read(&events.wake);
-        bool taken, stopped;
+        bool taken;
         fm_status status;
 
         fm_mutex_lock(&events.lock);
         taken = take_locked(out);
-        stopped = events.stopped;
         fm_mutex_unlock(&events.lock);
         if (taken)
             return FM_OK;
-        if (stopped)
+        if (atomic_load(&reader->is_stopped))
             return FM_CLOSED;
         status = fm_wake_wait(&events.wake, seen, deadline);
         if (status != FM_OK)
@@ -88,35 +86,27 @@ fm_event_wake(void)
 }
 
 bool
-fm_event_is_stopped(void)
+fm_event_is_over(fm_event_reader *reader)
 {
-    bool stopped;
+    bool is_empty;
 
     fm_mutex_lock(&events.lock);
-    stopped = events.stopped && events.len == 0 && events.lost == 0;
+    is_empty = events.len == 0 && events.lost == 0;
     fm_mutex_unlock(&events.lock);
-    return stopped;
+    return is_empty && atomic_load(&reader->is_stopped);
 }
 
-static void
-set_stopped(bool stopped)
+void
+fm_event_stop(fm_event_reader *reader)
 {
-    fm_mutex_lock(&events.lock);
-    events.stopped = stopped;
-    fm_mutex_unlock(&events.lock);
+    atomic_store(&reader->is_stopped, true);
     fm_wake_all(&events.wake);
 }
 
 void
-fm_event_stop(void)
+fm_event_resume(fm_event_reader *reader)
 {
-    set_stopped(true);
-}
-
-void
-fm_event_resume(void)
-{
-    set_stopped(false);
+    atomic_store(&reader->is_stopped, false);
 }
 
 void
@@ -124,6 +114,5 @@ fm_event_reset_in_child(void)
 {
     fm_mutex_init(&events.lock);
     fm_wake_init(&events.wake);
-    events.stopped = false;
     events.first = events.len = events.lost = 0;
 }

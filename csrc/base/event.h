@@ -1,8 +1,9 @@
 /* What native threads have to say to the log.
  *
  * A bounded ring for the whole process: any thread posts without blocking,
- * one reader (a Python thread) sleeps until there is something. What does
- * not fit is counted, not waited for.
+ * a reader (a Python thread) sleeps until there is something. What does not
+ * fit is counted, not waited for. Each Python interpreter of the process has
+ * a reader, and each event is read by one of them.
  */
 #ifndef FM_BASE_EVENT_H
 #define FM_BASE_EVENT_H
@@ -26,21 +27,29 @@ typedef struct fm_event {
     char text[FM_EVENT_TEXT];
 } fm_event;
 
+/* Whoever reads, and is told to end apart from others. All zero: to go on. */
+typedef struct fm_event_reader {
+    atomic_bool is_stopped;
+} fm_event_reader;
+
 /* Say something. Never blocks; never with credentials or message content. */
 void fm_event_post(fm_level level, const char *format, ...) FM_PRINTF(2, 3);
 
 /* The next event: FM_OK. FM_TIMED_OUT at the deadline, FM_INTERRUPTED by a
  * signal, FM_CLOSED after fm_event_stop() once the ring is empty. */
-FM_MUST_CHECK fm_status fm_event_wait(fm_event *out, fm_deadline deadline);
+FM_MUST_CHECK fm_status fm_event_wait(
+    fm_event_reader *reader, fm_event *out, fm_deadline deadline);
 
-/* What is woken when there is something to read or readers are to end. */
+/* What is woken when there is something to read or a reader is to end. */
 fm_wake *fm_event_wake(void);
-bool fm_event_is_stopped(void);
 
-/* Have every reader return FM_CLOSED when the ring is empty, until
- * fm_event_resume(). */
-void fm_event_stop(void);
-void fm_event_resume(void);
+/* Have a reader, in all of its threads, get FM_CLOSED when the ring is empty,
+ * until fm_event_resume(). */
+void fm_event_stop(fm_event_reader *reader);
+void fm_event_resume(fm_event_reader *reader);
+
+/* Stopped, and the ring is empty. */
+bool fm_event_is_over(fm_event_reader *reader);
 
 /* In a forked child: an empty ring and a lock that nobody holds. */
 void fm_event_reset_in_child(void);

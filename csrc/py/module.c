@@ -1,6 +1,5 @@
 #include "py/module.h"
 
-#include "base/event.h"
 #include "io/loop.h"
 #include "io/message.h"
 #include "py/raise.h"
@@ -86,8 +85,9 @@ PyDoc_STRVAR(next_event_doc,
     "    stop_events() when everything was told.");
 
 static PyObject *
-next_event(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+next_event(PyObject *module, PyObject *args, PyObject *kwargs)
 {
+    fm_event_reader *reader = &fm_state_of_module(module)->events;
     static char *names[] = { "timeout", NULL };
     PyObject *timeout, *text;
     fm_event event;
@@ -102,7 +102,7 @@ next_event(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
     deadline = fm_deadline_in(ns);
     do {
         Py_BEGIN_ALLOW_THREADS
-            status = fm_event_wait(&event, deadline);
+            status = fm_event_wait(reader, &event, deadline);
         Py_END_ALLOW_THREADS
         if (status == FM_INTERRUPTED && PyErr_CheckSignals() < 0)
             return NULL;
@@ -118,12 +118,13 @@ next_event(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 
 PyDoc_STRVAR(stop_events_doc,
     "stop_events()\n--\n\n"
-    "Have next_event() return None when there is nothing left to tell.");
+    "Have next_event() of this interpreter return None when there is nothing\n"
+    "left to tell.");
 
 static PyObject *
-stop_events(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+stop_events(PyObject *module, PyObject *Py_UNUSED(unused))
 {
-    fm_event_stop();
+    fm_event_stop(&fm_state_of_module(module)->events);
     Py_RETURN_NONE;
 }
 
@@ -132,9 +133,10 @@ PyDoc_STRVAR(events_are_stopped_doc,
     "Whether next_event() returns None for good: stopped, everything told.");
 
 static PyObject *
-events_are_stopped(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+events_are_stopped(PyObject *module, PyObject *Py_UNUSED(unused))
 {
-    return PyBool_FromLong(fm_event_is_stopped());
+    return PyBool_FromLong(
+        fm_event_is_over(&fm_state_of_module(module)->events));
 }
 
 PyDoc_STRVAR(resume_events_doc,
@@ -142,9 +144,9 @@ PyDoc_STRVAR(resume_events_doc,
     "Undo stop_events().");
 
 static PyObject *
-resume_events(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+resume_events(PyObject *module, PyObject *Py_UNUSED(unused))
 {
-    fm_event_resume();
+    fm_event_resume(&fm_state_of_module(module)->events);
     Py_RETURN_NONE;
 }
 

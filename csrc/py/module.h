@@ -10,13 +10,15 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "base/event.h"
 #include "base/status.h"
 #include "base/sync.h"
 #include "py/codec.h"
 
 typedef struct fm_state {
     fm_codec codec;
-    PyObject *error; /* owned: oslo_fastmsg._core.Error, the base */
+    fm_event_reader events; /* this interpreter's */
+    PyObject *error;        /* owned: oslo_fastmsg._core.Error, the base */
     PyObject *exceptions[FM_STATUS_COUNT]; /* owned: by status; see raise.c */
     PyObject *bad_message;                 /* owned */
     PyTypeObject *topology_type;           /* owned, like all below */

@@ -91,10 +91,11 @@ rig_close(fm_bus *bus)
 static inline int
 rig_show_events(bool show)
 {
+    fm_event_reader reader = { 0 };
     fm_event event;
     int count = 0;
 
-    while (fm_event_wait(&event, fm_now()) == FM_OK) {
+    while (fm_event_wait(&reader, &event, fm_now()) == FM_OK) {
         count++;
         if (show)
             fprintf(stderr, "  event %d: %s\n", event.level, event.text);

@@ -8,10 +8,12 @@
 
 enum { WRITERS = 4, EACH = 5000 };
 
+static fm_event_reader reader;
+
 static fm_status
 next(fm_event *event)
 {
-    return fm_event_wait(event, fm_now());
+    return fm_event_wait(&reader, event, fm_now());
 }
 
 static void
@@ -79,12 +81,12 @@ read_one(void *arg)
 {
     fm_event event;
 
-    *(fm_status *)arg = fm_event_wait(&event, FM_NEVER);
+    *(fm_status *)arg = fm_event_wait(&reader, &event, FM_NEVER);
     return NULL;
 }
 
 static void
-stopping_wakes_every_reader(void)
+stopping_wakes_every_thread_of_a_reader(void)
 {
     fm_status found[3] = { FM_OK, FM_OK, FM_OK };
     fm_thread readers[3];
@@ -93,18 +95,46 @@ stopping_wakes_every_reader(void)
     for (int i = 0; i < 3; i++)
         CHECK_INT(
             fm_thread_start(&readers[i], "reader", read_one, &found[i]), FM_OK);
-    fm_event_stop();
+    fm_event_stop(&reader);
     for (int i = 0; i < 3; i++) {
         fm_thread_join(&readers[i]);
         CHECK_INT(found[i], FM_CLOSED);
     }
     /* What is left is still to be had. */
     fm_event_post(FM_INFO, "late");
-    CHECK_INT(fm_event_wait(&event, FM_NEVER), FM_OK);
+    CHECK_INT(fm_event_wait(&reader, &event, FM_NEVER), FM_OK);
     CHECK_TEXT(event.text, "late");
-    CHECK_INT(fm_event_wait(&event, FM_NEVER), FM_CLOSED);
-    fm_event_resume();
+    CHECK_INT(fm_event_wait(&reader, &event, FM_NEVER), FM_CLOSED);
+    fm_event_resume(&reader);
     CHECK_INT(next(&event), FM_TIMED_OUT);
+}
+
+static void *
+read_next_of_another(void *arg)
+{
+    static fm_event_reader another;
+    fm_event event;
+
+    *(fm_status *)arg = fm_event_wait(&another, &event, FM_NEVER);
+    return NULL;
+}
+
+/* Another interpreter of the process goes on. */
+static void
+stopping_one_reader_leaves_the_others(void)
+{
+    fm_status found = FM_CLOSED;
+    fm_thread other;
+
+    CHECK_INT(
+        fm_thread_start(&other, "other", read_next_of_another, &found), FM_OK);
+    fm_event_stop(&reader);
+    CHECK(fm_event_is_over(&reader));
+    CHECK_INT(next(&(fm_event){ 0 }), FM_CLOSED);
+    fm_event_resume(&reader);
+    fm_event_post(FM_INFO, "for the other");
+    fm_thread_join(&other);
+    CHECK_INT(found, FM_OK);
 }
 
 static void *
@@ -135,7 +165,8 @@ many_writers_lose_nothing_uncounted(void)
         int who, number;
 
         CHECK_INT(
-            fm_event_wait(&event, fm_deadline_in(30 * FM_NS_PER_S)), FM_OK);
+            fm_event_wait(&reader, &event, fm_deadline_in(30 * FM_NS_PER_S)),
+            FM_OK);
         if (event.level == FM_WARNING) {
             lost += atol(event.text);
             continue;
@@ -159,11 +190,12 @@ a_child_begins_with_nothing(void)
     pid_t pid;
 
     fm_event_post(FM_INFO, "the parent's");
-    fm_event_stop();
+    fm_event_stop(&reader);
     pid = fork();
     CHECK(pid >= 0);
     if (pid == 0) {
         fm_event_reset_in_child();
+        fm_event_resume(&reader); /* as whoever begins to read does */
         CHECK_INT(next(&event), FM_TIMED_OUT);
         fm_event_post(FM_INFO, "the child's");
         CHECK_INT(next(&event), FM_OK);
@@ -174,7 +206,7 @@ a_child_begins_with_nothing(void)
     CHECK_INT(status, 0);
     CHECK_INT(next(&event), FM_OK);
     CHECK_TEXT(event.text, "the parent's");
-    fm_event_resume();
+    fm_event_resume(&reader);
 }
 
 int
@@ -183,7 +215,8 @@ main(void)
     RUN(events_come_in_order);
     RUN(a_long_text_is_cut);
     RUN(what_does_not_fit_is_counted);
-    RUN(stopping_wakes_every_reader);
+    RUN(stopping_wakes_every_thread_of_a_reader);
+    RUN(stopping_one_reader_leaves_the_others);
     RUN(many_writers_lose_nothing_uncounted);
     RUN(a_child_begins_with_nothing);
     return 0;
