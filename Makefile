@@ -12,15 +12,18 @@ BENCH_VENV = .venv-bench
 # tests/upstream/requirements-*.txt.
 RELEASES = newest 16.1 14.0
 RELEASE_VENVS = $(RELEASES:%=.venv-upstream-%)
+WSGI_VENV = .venv-wsgi
+# Debian's modules for WSGI hosts run Debian's interpreter.
+WSGI_PYTHON = /usr/bin/python3
 
 export PYTHON
 unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: all help packages venv build test test-timing test-slow test-all \
-	test-versions test-faults test-asan test-upstream demo bench lint format \
-	tidy sdist clean distclean
+.PHONY: all help packages packages-wsgi venv build test test-timing test-slow \
+	test-all test-versions test-faults test-asan test-upstream test-wsgi demo \
+	bench lint format tidy sdist clean distclean
 
 all: build
 
@@ -32,6 +35,7 @@ help:
 	@echo 'make test-faults  nodes of a cluster that die, with the times to recover'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
 	@echo 'make test-upstream  oslo.messaging'"'"'s own tests, with this driver'
+	@echo 'make test-wsgi    the tests in uWSGI and Apache (mod_wsgi)'
 	@echo 'make demo         the driver at work, as real processes'
 	@echo 'make bench        measure it against the stock driver'
 	@echo 'make lint         formats, types, spelling, compiler warnings'
@@ -44,6 +48,9 @@ help:
 
 packages:
 	@tools/install_packages.sh
+
+packages-wsgi:
+	@PYTHON=$(WSGI_PYTHON) tools/install_packages.sh wsgi
 
 venv: $(VENV)/made
 
@@ -68,6 +75,17 @@ $(RELEASE_VENVS:%=%/made): .venv-upstream-%/made: \
 	tools/make_venv.sh $(@D) $^
 	touch $@
 
+$(WSGI_VENV)/made: tests/processes/requirements.txt | packages-wsgi
+	PYTHON=$(WSGI_PYTHON) tools/make_venv.sh $(WSGI_VENV) $^
+	touch $@
+
+# A copy: Apache's user need not be able to read the checkout.
+$(WSGI_VENV)/installed: $(WSGI_VENV)/made pyproject.toml setup.py \
+		$(wildcard oslo_fastmsg/*.py csrc/*/*.[ch])
+	$(WSGI_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
 # Editable: Python files are used where they are, and so is the extension,
 # which the target `build` keeps up to date.
 %/installed: %/made pyproject.toml setup.py oslo_fastmsg/__init__.py
@@ -81,15 +99,18 @@ build: packages $(VENV)/installed
 # --- tests ---
 
 test: build
-	$(BIN)/python -m pytest -m 'not slow and not timing' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not timing and not wsgi' $(ARGS)
 
 test-timing: build
-	$(BIN)/python -m pytest -m timing $(ARGS)
+	$(BIN)/python -m pytest -m 'timing and not wsgi' $(ARGS)
 
 test-slow: build
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m 'slow and not wsgi' $(ARGS)
 
-test-all: build
+test-wsgi: build $(WSGI_VENV)/installed
+	$(BIN)/python -m pytest -m wsgi $(ARGS)
+
+test-all: build $(WSGI_VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 # Their names, for tox; those that are not found are said to be skipped.
@@ -143,4 +164,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(BENCH_VENV) $(RELEASE_VENVS) .tox
+	rm -rf $(VENV) $(BENCH_VENV) $(WSGI_VENV) $(RELEASE_VENVS) .tox

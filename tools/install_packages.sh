@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install what the system lacks: tools/install_packages.sh [lint]
+# Install what the system lacks: tools/install_packages.sh [lint|wsgi]
 #
 # Looks for the things themselves, not for packages, so that nothing is done
 # twice and whatever came another way counts. Installs with apt, as root or
@@ -54,6 +54,12 @@ needs python3-setuptools python3-setuptools has_module setuptools
 needs python3-wheel python3-wheel has_module wheel
 needs rabbitmq-server rabbitmq-server has_rabbitmq
 needs openssl openssl has openssl
+if test "${1-}" = wsgi; then
+    needs apache2 httpd test -x /usr/sbin/apache2
+    needs libapache2-mod-wsgi-py3 python3-mod_wsgi \
+        test -e /usr/lib/apache2/modules/mod_wsgi.so
+    needs uwsgi-plugin-python3 uwsgi-plugin-python3 has uwsgi_python3
+fi
 if test "${1-}" = lint; then
     needs clang clang has clang
     needs clang-format clang-tools-extra has clang-format
@@ -91,11 +97,13 @@ $as_root env DEBIAN_FRONTEND=noninteractive \
     apt-get install -q -y --no-install-recommends $debian ||
     fail "apt-get install failed"
 
-# Nor shall a broker that only the tests wanted start with the machine.
-case $debian in
-*rabbitmq-server*)
-    if test -d /run/systemd/system; then
-        $as_root systemctl disable --quiet rabbitmq-server.service || true
-    fi
-    ;;
-esac
+# Nor shall a server that only the tests wanted start with the machine.
+for server in rabbitmq-server apache2; do
+    case "$debian " in
+    *" $server "*)
+        if test -d /run/systemd/system; then
+            $as_root systemctl disable --quiet $server.service || true
+        fi
+        ;;
+    esac
+done

@@ -11,6 +11,7 @@ from fix_peer import (
 )
 from fix_proxy import proxy
 from fix_wire import spy
+from fix_wsgi import wsgi_venv
 
 __all__ = [
     "background",
@@ -22,4 +23,5 @@ __all__ = [
     "pytest_collection_modifyitems",
     "spy",
     "topic",
+    "wsgi_venv",
 ]
