@@ -691,10 +691,12 @@ class PrivateBroker:
         """Tell each connection's pid, node, name, user, vhost, state, channels,
         auth_mechanism, timeout, frame_max, client_properties."""
         return self._listing(
-            "[[{pid, P}, {node, node(P)} | rabbit_networking:connection_info(P, "
+            # Without those that end while they are asked.
+            "rabbit_misc:filter_exit_map(fun(P) -> "
+            "[{pid, P}, {node, node(P)} | rabbit_networking:connection_info(P, "
             "[name, user, vhost, state, channels, auth_mechanism, timeout, "
-            "frame_max, channel_max, client_properties])] "
-            "|| P <- rabbit_networking:connections()]"
+            "frame_max, channel_max, client_properties])] end, "
+            "rabbit_networking:connections())"
         )
 
     def channels(self) -> list[dict[str, Any]]:
