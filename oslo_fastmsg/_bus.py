@@ -82,7 +82,8 @@ def notice_fork() -> None:
         return
     # A lock for each child, since a thread that the child lacks may have held
     # any other; setdefault() is one step of the interpreter.
-    with _noticing.setdefault(generation, _waiting.make_lock()):
+    lock = _noticing.setdefault(generation, _waiting.make_lock())
+    with lock:
         if generation != _generation:
             _forget()
 

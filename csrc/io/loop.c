@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* How long the main thread leads at a time. The kernel may have given a
- * signal to another thread, so it has to look in between whether there was
- * one. */
-#define SHIFT_NS (100 * FM_NS_PER_MS)
+/* How long the main thread waits at a time. A signal that came on its way to
+ * sleep, or that the kernel gave to another thread, does not wake it: so it
+ * has to look in between whether there was one. */
+#define SIGNAL_LOOK_NS (100 * FM_NS_PER_MS)
 
 static struct {
     /* Held while the thread is started or joined, so it may be held for
@@ -241,9 +241,6 @@ handles_signals(void)
 static fm_status
 take_turns(fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
 {
-    fm_deadline shift_end =
-        handles_signals() ? fm_deadline_in(SHIFT_NS) : FM_NEVER;
-    fm_deadline until = deadline < shift_end ? deadline : shift_end;
     fm_status status = FM_OK;
     fm_signals before;
 
@@ -257,9 +254,9 @@ take_turns(fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
             status = FM_AGAIN;
             break;
         }
-        status = turn(until, &before);
-        if (status == FM_OK && loop.now >= until)
-            status = loop.now >= deadline ? FM_TIMED_OUT : FM_INTERRUPTED;
+        status = turn(deadline, &before);
+        if (status == FM_OK && loop.now >= deadline)
+            status = FM_TIMED_OUT;
         if (status == FM_OK && errand == FM_ERRAND_LISTENER
             && fm_wake_count() != woken && should_leave(false))
             status = FM_AGAIN;
@@ -284,9 +281,16 @@ fm_status
 fm_loop_wait(
     fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
 {
+    fm_deadline look_at =
+        handles_signals() ? fm_deadline_in(SIGNAL_LOOK_NS) : FM_NEVER;
+    fm_deadline until = look_at < deadline ? look_at : deadline;
+    fm_status status;
+
     if (fm_lead_try(&loop.lead))
-        return lead_until(wake, seen, deadline, errand);
-    return fm_lead_wait(&loop.lead, errand, wake, seen, deadline);
+        status = lead_until(wake, seen, until, errand);
+    else
+        status = fm_lead_wait(&loop.lead, errand, wake, seen, until);
+    return status == FM_TIMED_OUT && until < deadline ? FM_INTERRUPTED : status;
 }
 
 /* --- forks --- */

@@ -46,11 +46,13 @@ def queue(name):
     return [("queue", name, False, True, {{}})]
 topic, reply_q = "q" + _core.new_id(), "r" + _core.new_id()
 server = _core.Consumer(
-    bus, queue(topic), [topic], prefetch=10, ack_on_take=True, replies=False)
+    bus, queue(topic), [topic], prefetch=10, ack_on_take=True, replies=False,
+    cancel_on_failover=False)
 server.open(20)
 server.start()
 replies = _core.Consumer(
-    bus, queue(reply_q), [reply_q], prefetch=10, ack_on_take=True, replies=True)
+    bus, queue(reply_q), [reply_q], prefetch=10, ack_on_take=True, replies=True,
+    cancel_on_failover=False)
 replies.start()
 for i in range(20):
     msg_id = _core.new_id()
