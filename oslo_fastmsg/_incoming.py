@@ -56,6 +56,10 @@ class Replier:
         self._send_timeout_s = float(settings.send_timeout)
         self._brokers = brokers
 
+    def send_acks(self) -> None:
+        """See to it that what was handed over is acknowledged before it runs."""
+        self._bus.send_acks()
+
     def reply(self, queue: str, payload: dict[str, Any]) -> None:
         """Hand a reply over; the core sees to its confirm, or tries again.
 
@@ -98,7 +102,7 @@ class Replier:
 
 
 class RpcIncoming(_compat.IncomingMessage):
-    """A request; the core acknowledged it when it was taken, before it runs."""
+    """A request; it is acknowledged before it runs."""
 
     def __init__(self, replier: Replier, payload: dict[str, Any]) -> None:
         """Take over a payload.
@@ -114,7 +118,12 @@ class RpcIncoming(_compat.IncomingMessage):
         self.on_begin: Callable[[], None] | None = None
 
     def acknowledge(self) -> None:
-        """Tell the listener that a worker has begun; the broker knows already."""
+        """Tell the broker, and the listener, that a worker begins.
+
+        Mostly the broker has been told: the listener does so when it has handed
+        over, while the worker wakes up.
+        """
+        self._replier.send_acks()
         if self.on_begin is not None:
             self.on_begin()
             self.on_begin = None

@@ -24,8 +24,9 @@ LOG = logging.getLogger(__name__)
 # longer than that should not hold a whole backlog.
 _PREFETCH = 256
 
-# Deliveries per visit to the core. Those of RPC are acknowledged by the
-# visit, so this is what a killed process can lose before it hands them over.
+# Deliveries per visit to the core. Those of RPC are acknowledged together, when
+# the first of them is begun or all are handed over: so this is what a killed
+# process can lose before it runs them.
 _TAKE = 32
 
 # Large requests that no worker has begun are waited for above so many bytes,

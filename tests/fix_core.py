@@ -151,6 +151,7 @@ class Bus:
     `replied`, as namespaces of the arguments."""
 
     made: typing.ClassVar[list] = []  # of the running test
+    acks_sent = 0
 
     def __init__(self, **arguments):
         self.arguments = arguments
@@ -254,6 +255,9 @@ class Bus:
                 patience=patience,
             )
         )
+
+    def send_acks(self):
+        self.acks_sent += 1
 
     def flush(self, timeout):
         self.flushes.append(timeout)

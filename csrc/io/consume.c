@@ -219,6 +219,7 @@ fm_status
 fm_consumer_take(
     fm_consumer *consumer, size_t max, fm_deadline deadline, fm_delivery **out)
 {
+    fm_output_push(consumer->output); /* acks of what was taken before */
     for (;;) {
         unsigned seen = fm_wake_read(&consumer->wake);
         fm_delivery *taken = NULL;

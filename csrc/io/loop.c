@@ -201,6 +201,14 @@ should_leave(bool for_caller)
     return count.woken[FM_ERRAND_LISTENER] > 0;
 }
 
+/* Callers may have left something to be sent that they did not push. */
+static void
+stand_by(void)
+{
+    fm_lead_stand_by(&loop.lead);
+    prepare();
+}
+
 static void *
 run(void *arg)
 {
@@ -211,7 +219,7 @@ run(void *arg)
 
         (void)!turn(FM_NEVER, NULL); /* its signals are blocked */
         if (fm_wake_count() != before && should_leave(true))
-            fm_lead_stand_by(&loop.lead);
+            stand_by();
     }
     fm_lead_end(&loop.lead);
     free(loop.polls);

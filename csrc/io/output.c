@@ -137,6 +137,25 @@ fm_output_push_locked(fm_output *output)
         fm_waker_signal(output->waker);
 }
 
+bool
+fm_output_has_unsent(fm_output *output)
+{
+    bool has;
+
+    fm_mutex_lock(&output->lock);
+    has = output->out.len > 0 && !output->flushing;
+    fm_mutex_unlock(&output->lock);
+    return has;
+}
+
+void
+fm_output_push(fm_output *output)
+{
+    fm_mutex_lock(&output->lock);
+    fm_output_push_locked(output);
+    fm_mutex_unlock(&output->lock);
+}
+
 void
 fm_output_flush_locked(fm_output *output)
 {

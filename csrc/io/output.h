@@ -75,6 +75,12 @@ fm_output_pending_locked(const fm_output *output) FM_REQUIRES(output->lock)
  * by the I/O thread. Lets go of the lock while it sends, and takes it again. */
 void fm_output_push_locked(fm_output *output) FM_REQUIRES(output->lock);
 
+/* Is there something that neither was sent nor is being sent? */
+bool fm_output_has_unsent(fm_output *output);
+
+/* The same as _push_locked, for who does not hold the lock. */
+void fm_output_push(fm_output *output);
+
 /* I/O thread: send what there is, now. */
 void fm_output_flush_locked(fm_output *output) FM_REQUIRES(output->lock);
 

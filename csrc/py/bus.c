@@ -731,6 +731,26 @@ Bus_try_reply(PyObject *op, PyObject *args, PyObject *kwargs)
     return rc < 0 ? NULL : PyBool_FromLong(rc);
 }
 
+PyDoc_STRVAR(send_acks_doc,
+    "send_acks($self, /)\n--\n\n"
+    "Send the acknowledgements of what take() gave, unless that is done.");
+
+static PyObject *
+Bus_send_acks(PyObject *op, PyObject *Py_UNUSED(unused))
+{
+    fm_bus *bus = SELF(op)->bus;
+
+    if (bus == NULL || !fm_bus_is_ours(bus)
+        || !fm_output_has_unsent(&bus->consuming.output))
+        Py_RETURN_NONE;
+    fm_bus_ref(bus);
+    Py_BEGIN_ALLOW_THREADS
+        fm_output_push(&bus->consuming.output);
+        fm_bus_unref(bus);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(flush_doc,
     "flush($self, timeout)\n--\n\n"
     "Sleep until every reply handed over is confirmed or given up.\n\n"
@@ -858,6 +878,7 @@ static PyMethodDef Bus_methods[] = {
         METH_VARARGS | METH_KEYWORDS, reply_doc },
     { "try_reply", (PyCFunction)(void (*)(void))Bus_try_reply,
         METH_VARARGS | METH_KEYWORDS, try_reply_doc },
+    { "send_acks", Bus_send_acks, METH_NOARGS, send_acks_doc },
     { "flush", (PyCFunction)(void (*)(void))Bus_flush,
         METH_VARARGS | METH_KEYWORDS, flush_doc },
     { "stats", Bus_stats, METH_NOARGS, stats_doc },

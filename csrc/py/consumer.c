@@ -312,8 +312,10 @@ make_list(fm_state *state, ConsumerObject *self, fm_delivery *taken)
         Py_XDECREF(delivery);
         taken = next;
     }
+    /* On its way when the first of them is begun, or with the next take():
+     * by then Python does something useful in another thread. */
     if (last_tag != 0)
-        fm_consumer_ack(self->consumer, generation, last_tag, true, true);
+        fm_consumer_ack(self->consumer, generation, last_tag, true, false);
     return list;
 }
 
@@ -321,7 +323,7 @@ PyDoc_STRVAR(take_doc,
     "take($self, max, timeout)\n--\n\n"
     "Sleep until there are deliveries, and take up to `max` of them.\n\n"
     "Duplicates are dropped. With ack_on_take, those whose payload was read\n"
-    "are acknowledged.\n\n"
+    "are acknowledged; that is sent by Bus.send_acks() or the next take().\n\n"
     ":param timeout: seconds, or None for no limit.\n"
     ":returns: list of Delivery, in order; empty at the timeout.\n"
     ":raises Closed: stop() was called.");

@@ -119,3 +119,34 @@ def test_a_signal_reaches_a_leader(peers, fast, topic):
         signal.signal(signal.SIGUSR1, before)
     assert len(handled) == 1
     assert handled[0] < end_at - 1
+
+
+def test_a_request_is_acknowledged_before_it_runs(peers, broker, fast, topic):
+    """The endpoint runs in the listener's own thread, so nothing comes after it."""
+    seen = Log()
+
+    class Endpoint:
+        def look(self, ctxt: dict[str, Any]) -> None:
+            end_at = time.monotonic() + 10
+            while (queue := broker.queue(topic))["messages_unacknowledged"]:
+                if time.monotonic() > end_at:
+                    break
+            seen.add(queue["messages_unacknowledged"])
+
+    dispatcher = oslo_messaging.RPCDispatcher([Endpoint()], None)
+
+    def run(batch: list[Any]) -> None:
+        for incoming in batch:
+            incoming.acknowledge()  # as oslo.messaging's servers begin
+            dispatcher.dispatch(incoming)
+
+    transport = peers.transport(fast)
+    target = oslo_messaging.Target(topic=topic, server="server1")
+    listener = transport._driver.listen(target, 1, None)
+    listener.start(run)
+    try:
+        peers.client(fast, topic=topic).cast({}, "look")
+        assert seen.wait() == [0]
+    finally:
+        listener.stop()
+        listener.cleanup()

@@ -226,9 +226,11 @@ def test_a_failed_heartbeat_is_a_delivery_failure(bus, kind):
         incoming(bus).heartbeat()
 
 
-def test_requests_are_acknowledged_already(bus):
+def test_requests_are_acknowledged_before_they_run(bus):
     made = incoming(bus)
+    assert bus.acks_sent == 0
     made.acknowledge()
+    assert bus.acks_sent == 1
     made.requeue()
     assert {made} == {made}  # batches put them into sets
 
