@@ -41,6 +41,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ __all__ = [
     "free_port",
 ]
 
+USER = "guest"
 HOST = "127.0.0.1"
 SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
 # The port mapper is ours, and Erlang's own ports are nobody else's business.
@@ -124,8 +126,8 @@ def _new_name() -> str:
 
 
 def _make_certificates(folder: Path) -> None:
-    """Make a CA (``ca.pem``) and what it has signed for 127.0.0.1
-    (``server.pem`` and ``.key``)."""
+    """Make a CA (``ca.pem``) and what it has signed: for 127.0.0.1 (``server.pem``
+    and ``.key``), and for the user guest (``client.pem`` and ``.key``)."""
     names = folder / "server.ext"
     names.write_text(f"subjectAltName = IP:{HOST}, DNS:localhost\n")
     make_key = ["req", "-newkey", "rsa:2048", "-nodes", "-keyout"]
@@ -136,6 +138,9 @@ def _make_certificates(folder: Path) -> None:
         ["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key"]
         + ["-set_serial", "1", "-days", "2", "-extfile", names.name]
         + ["-out", "server.pem"],
+        [*make_key, "client.key", "-subj", f"/CN={USER}", "-out", "client.csr"],
+        ["x509", "-req", "-in", "client.csr", "-CA", "ca.pem", "-CAkey", "ca.key"]
+        + ["-set_serial", "2", "-days", "2", "-out", "client.pem"],
     ):
         try:
             subprocess.run(
@@ -311,7 +316,7 @@ def broker_from_environment() -> NamedBroker | PrivateBroker:
 class PrivateBroker:
     """One RabbitMQ node. Threads may ask it at once, one may steer it."""
 
-    user = "guest"
+    user = USER
     password = "guest"
     host = HOST
 
@@ -321,6 +326,7 @@ class PrivateBroker:
         config: str = "",
         virtual_host: str = "/",
         tls: bool = False,
+        plugins: Sequence[str] = (),
         _home: _Home | None = None,
         _name: str | None = None,
     ) -> None:
@@ -330,6 +336,7 @@ class PrivateBroker:
         :param virtual_host: what :meth:`url` names; made if it is not ``/``.
         :param tls: listen for TLS as well, see :meth:`tls_url`; needs the
             command openssl.
+        :param plugins: of RabbitMQ's own, to be enabled.
         """
         self.virtual_host = virtual_host
         self.port = 0
@@ -338,6 +345,7 @@ class PrivateBroker:
         self.tls_port = 0
         self._config = config
         self._has_tls = tls
+        self._plugins = tuple(plugins)
         self._home = _home
         self._fixed_name = _name
         self._is_open = False
@@ -397,7 +405,8 @@ class PrivateBroker:
         self._data = self._home.path / self.name
         (self._data / "log").mkdir(parents=True, exist_ok=True)
         (self._data / "environment.conf").touch()
-        (self._data / "enabled_plugins").write_text("[].\n")
+        enabled = ",".join(self._plugins)
+        (self._data / "enabled_plugins").write_text(f"[{enabled}].\n")
         (self._data / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = {HOST}:{self.port}\n"
             "loopback_users = none\n"
@@ -548,6 +557,14 @@ class PrivateBroker:
     def ca_file(self) -> str:
         """The CA of the node's certificate, with ``tls``; readable while it runs."""
         return str(self._data / "ca.pem")
+
+    @property
+    def client_files(self) -> dict[str, str]:
+        """The options that name the certificate and key of the user guest."""
+        return {
+            "ssl_cert_file": str(self._data / "client.pem"),
+            "ssl_key_file": str(self._data / "client.key"),
+        }
 
     def tls_url(self, scheme: str = "rabbit", **query: object) -> str:
         """Give the transport URL of the port that speaks TLS."""
