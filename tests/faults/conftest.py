@@ -4,26 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fix_peer import (
-    Peers,
-    background,
-    driver,
-    fast,
-    pairing,
-    pytest_collection_modifyitems,
-    topic,
-)
+from fix_driver import *  # noqa: F403
+from fix_peer import Peers
 from private_broker import PrivateCluster
-
-__all__ = [
-    "background",
-    "driver",
-    "fast",
-    "pairing",
-    "peers",
-    "pytest_collection_modifyitems",
-    "topic",
-]
 
 
 @pytest.fixture

@@ -1,25 +1,3 @@
 """Fixtures of the tests of the driver with a broker."""
 
-from fix_peer import (
-    background,
-    driver,
-    fast,
-    pairing,
-    peers,
-    pytest_collection_modifyitems,
-    topic,
-)
-from fix_proxy import proxy
-from fix_wire import spy
-
-__all__ = [
-    "background",
-    "driver",
-    "fast",
-    "pairing",
-    "peers",
-    "proxy",
-    "pytest_collection_modifyitems",
-    "spy",
-    "topic",
-]
+from fix_driver import *  # noqa: F403
