@@ -468,11 +468,8 @@ def pytest_collection_modifyitems(
 @pytest.fixture
 def peers(broker: Any, tmp_path: Path) -> Iterator[Peers]:
     """Start peers on the run's broker."""
-    it = Peers(broker, tmp_path)
-    try:
+    with contextlib.closing(Peers(broker, tmp_path)) as it:
         yield it
-    finally:
-        it.close()
 
 
 @pytest.fixture

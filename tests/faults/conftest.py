@@ -1,5 +1,6 @@
 """Fixtures of the tests that end, pause and cut what the driver talks to."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,5 @@ from private_broker import PrivateCluster
 @pytest.fixture
 def peers(cluster: PrivateCluster, tmp_path: Path) -> Iterator[Peers]:
     """Start peers on the run's cluster: their URL has three hosts."""
-    it = Peers(cluster, tmp_path)
-    try:
+    with contextlib.closing(Peers(cluster, tmp_path)) as it:
         yield it
-    finally:
-        it.close()
