@@ -216,6 +216,8 @@ class LayerContender(Contender):
     def __init__(self, name: str, label: str, url: str) -> None:
         super().__init__(name, label)
         self._url = url  # see null_driver.py
+        if url == "null://client":  # a server would fall behind its casts
+            self.operations = ("call", "cast")
 
     def start(self, broker: Broker, logs: pathlib.Path) -> None:
         script = str(HERE / "peer.py")
@@ -238,6 +240,8 @@ class FloorContender(Contender):
     def __init__(self, name: str, label: str, *, safe: bool = False) -> None:
         super().__init__(name, label)
         self._options = ["safe"] if safe else []
+        if safe:  # a cast is over when it is confirmed
+            self.operations = ("call", "cast")
 
     def start(self, broker: Broker, logs: pathlib.Path) -> None:
         program = str(compile_floor(logs))
@@ -255,7 +259,9 @@ class FloorContender(Contender):
     def _order(self, row: cases.Row, seconds: float) -> dict[str, Any]:
         assert self.client is not None
         body_len = len(cases.envelope(cases.request(row.size)))
-        return self.client.ask(f"{row.threads} {body_len} {int(seconds * 1000)}")
+        return self.client.ask(
+            f"{row.operation} {row.threads} {body_len} {int(seconds * 1000)}"
+        )
 
 
 def compile_floor(directory: pathlib.Path) -> pathlib.Path:

@@ -1,4 +1,4 @@
-/* The floor: an echo RPC with nothing in it that could be left out.
+/* The floor: an RPC with nothing in it that could be left out.
  *
  * A blocking client and server written straight on rabbitmq-c's connection
  * API. No envelope, no confirms, no acks, no correlation, a connection for
@@ -6,10 +6,11 @@
  * are in the way. The benchmark compiles it and compares the driver with it.
  *
  *   floor server QUEUE [safe]    echoes until its standard input ends
- *   floor client QUEUE [safe]    obeys "THREADS BODY_BYTES MILLISECONDS"
+ *   floor client QUEUE [safe]    obeys "call|cast THREADS BYTES MILLISECONDS"
  *
  * "safe" adds what the drivers have to ask of the broker: each publication is
- * confirmed and each delivery acked. Nobody waits for a confirm here either.
+ * confirmed and each delivery acked. A call does not wait for its confirm even
+ * so; a cast, which has nothing else to wait for, does.
  *
  * Both read the broker's URL (amqp://...) from the environment, FLOOR_URL,
  * since an argument would show its password to every user of the machine.
@@ -43,17 +44,19 @@ enum { CHANNEL = 1, MOST_THREADS = 256, PATIENCE_S = 30 };
 typedef struct {
     amqp_connection_state_t state; /* owned */
     amqp_bytes_t reply_queue;      /* owned */
+    uint64_t published;            /* the delivery tag of the last */
     bool is_safe;                  /* confirms and acks */
     bool is_client;                /* does not wait for ever */
 } link_t;
 
 /* What one client thread is to do, and what it measured. */
-typedef struct {
+typedef struct worker {
     pthread_t thread;
     link_t link;
     const char *queue;        /* borrowed from argv */
     pthread_barrier_t *start; /* borrowed from run_client */
     amqp_bytes_t body;        /* borrowed from run_client */
+    void (*operate)(struct worker *);
     uint64_t run_ns;
     uint64_t *latencies_ns; /* owned */
     size_t count;
@@ -205,6 +208,12 @@ run_server(const char *queue, bool is_safe)
         amqp_envelope_t request;
 
         consume(&link, &request);
+        if ((request.message.properties._flags & AMQP_BASIC_REPLY_TO_FLAG)
+            == 0) {
+            amqp_destroy_envelope(&request);
+            amqp_maybe_release_buffers(link.state);
+            continue;
+        }
         check_status("reply",
             amqp_basic_publish(link.state, CHANNEL, amqp_empty_bytes,
                 request.message.properties.reply_to, 0, 0, &properties,
@@ -226,6 +235,7 @@ call(worker_t *worker)
         amqp_basic_publish(worker->link.state, CHANNEL, amqp_empty_bytes,
             amqp_cstring_bytes(worker->queue), 0, 0, &properties,
             worker->body));
+    worker->link.published++;
     consume(&worker->link, &reply);
     if (reply.message.body.len != worker->body.len)
         fail("reply", "not the request's size");
@@ -233,8 +243,42 @@ call(worker_t *worker)
     amqp_maybe_release_buffers(worker->link.state);
 }
 
+static void
+wait_for_confirm(link_t *link)
+{
+    uint64_t confirmed = 0;
+
+    while (confirmed < link->published) {
+        struct timeval patience = { .tv_sec = PATIENCE_S };
+        amqp_frame_t frame;
+        amqp_basic_ack_t *ack;
+
+        check_status("wait for a confirm",
+            amqp_simple_wait_frame_noblock(link->state, &frame, &patience));
+        if (frame.frame_type != AMQP_FRAME_METHOD
+            || frame.payload.method.id != AMQP_BASIC_ACK_METHOD)
+            fail("wait for a confirm", "something else came");
+        ack = frame.payload.method.decoded;
+        confirmed = ack->delivery_tag;
+    }
+}
+
+static void
+cast(worker_t *worker)
+{
+    amqp_basic_properties_t properties = { 0 };
+
+    check_status("cast",
+        amqp_basic_publish(worker->link.state, CHANNEL, amqp_empty_bytes,
+            amqp_cstring_bytes(worker->queue), 0, 0, &properties,
+            worker->body));
+    worker->link.published++;
+    wait_for_confirm(&worker->link);
+    amqp_maybe_release_buffers(worker->link.state);
+}
+
 static void *
-call_until_deadline(void *arg)
+operate_until_deadline(void *arg)
 {
     worker_t *worker = arg;
     uint64_t now;
@@ -246,7 +290,7 @@ call_until_deadline(void *arg)
     while (now < deadline) {
         uint64_t before = now;
 
-        call(worker);
+        worker->operate(worker);
         now = clock_ns(CLOCK_MONOTONIC);
         if (worker->count == worker->room) {
             worker->room = worker->room == 0 ? 4096 : worker->room * 2;
@@ -302,8 +346,8 @@ print_result(
 }
 
 static void
-measure(worker_t *workers, size_t threads, const char *queue, size_t body_len,
-    uint64_t run_ms, bool is_safe)
+measure(worker_t *workers, size_t threads, void (*operate)(worker_t *),
+    const char *queue, size_t body_len, uint64_t run_ms, bool is_safe)
 {
     pthread_barrier_t start;
     amqp_bytes_t body = { .len = body_len, .bytes = malloc(body_len) };
@@ -326,9 +370,11 @@ measure(worker_t *workers, size_t threads, const char *queue, size_t body_len,
         worker->queue = queue;
         worker->start = &start;
         worker->body = body;
+        worker->operate = operate;
         worker->run_ns = run_ms * 1000000u;
         worker->count = 0;
-        if (pthread_create(&worker->thread, NULL, call_until_deadline, worker)
+        if (pthread_create(
+                &worker->thread, NULL, operate_until_deadline, worker)
             != 0)
             fail("start", "no thread");
     }
@@ -350,16 +396,24 @@ run_client(const char *queue, bool is_safe)
 {
     /* Connections stay open from one line to the next. */
     static worker_t workers[MOST_THREADS];
+    char operation[8];
     size_t threads;
     size_t body_len;
     uint64_t run_ms;
 
     printf("{\"ready\": true}\n");
     fflush(stdout);
-    while (scanf("%zu %zu %" SCNu64, &threads, &body_len, &run_ms) == 3) {
+    while (
+        scanf("%7s %zu %zu %" SCNu64, operation, &threads, &body_len, &run_ms)
+        == 4) {
+        bool is_cast = strcmp(operation, "cast") == 0;
+
         if (threads < 1 || threads > MOST_THREADS || body_len == 0)
             fail("input", "no such number of threads or bytes");
-        measure(workers, threads, queue, body_len, run_ms, is_safe);
+        if (is_cast && !is_safe)
+            fail("input", "without confirms a cast has no end");
+        measure(workers, threads, is_cast ? cast : call, queue, body_len,
+            run_ms, is_safe);
     }
 }
 

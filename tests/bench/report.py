@@ -75,7 +75,7 @@ def figures(
 
     def over_the_floor(row: str) -> float | None:
         ours = measured.get(row, {}).get("fastmsg", {}).get("p50_us")
-        floor_us = floor(measured.get(row, {}))
+        floor_us = floor(row, measured.get(row, {}))
         return ours / floor_us if ours is not None and floor_us else None
 
     def worst(key: str) -> float | None:
@@ -152,15 +152,25 @@ def figures(
     ]
 
 
-def floor(by_name: dict[str, dict[str, float]]) -> float | None:
+def floor(row: str, by_name: dict[str, dict[str, float]]) -> float | None:
     """Return the p50 of a row that no driver can be below, in microseconds.
 
-    The echo over the broker, and oslo.messaging's own client and server, which
-    come before and after it.
+    Of a call: the echo over the broker, and oslo.messaging's own client and
+    server, which come before and after it. Of a cast: a publication and its
+    confirm, and oslo.messaging's own client.
     """
-    parts = [by_name.get(name, {}).get("p50_us") for name in ("floor", "layer")]
+    is_cast = row.startswith("cast-")
+    names = ("floor-safe", "layer-client") if is_cast else ("floor", "layer")
+    parts = [by_name.get(name, {}).get("p50_us") for name in names]
     known = [part for part in parts if part is not None]
     return sum(known) if len(known) == len(parts) else None
+
+
+def floor_over_stock(measured: Medians, row: str, reference: str) -> float | None:
+    """Return how often a driver at the floor would do what stock does once."""
+    floor_us = floor(row, measured.get(row, {}))
+    stock_us = measured.get(row, {}).get(reference, {}).get("p50_us")
+    return stock_us / floor_us if stock_us and floor_us else None
 
 
 def table(header: list[str], lines: Iterable[list[str]]) -> str:
@@ -221,7 +231,7 @@ def rows_table(measured: Medians, labels: dict[str, str], reference: str) -> str
                     _number(figure.get("broker_cpu_us")),
                     _times(figure["rate"], by_name.get(reference, {}).get("rate")),
                     _times(figure["p50_us"], by_name.get("floor", {}).get("p50_us")),
-                    _times(figure["p50_us"], floor(by_name)),
+                    _times(figure["p50_us"], floor(row.name, by_name)),
                 ]
             )
     header = ["", "per s", "p50 us", "p99 us", "client", "server", "broker"]

@@ -346,8 +346,13 @@ def print_report(result: dict[str, Any], figures: list[report.Figure]) -> None:
         say("\n" + report.codec_table(result["envelope"]))
     say(
         f"\n'stock' below is: {labels.get(reference, 'not measured')}. The floor is"
-        " the echo over rabbitmq-c plus oslo.messaging's client and server alone.\n"
+        " the echo over rabbitmq-c plus oslo.messaging's client and server alone; of a"
+        " cast, a publication and its confirm over rabbitmq-c plus the client alone."
     )
+    most = report.floor_over_stock(result["medians"], "cast-1-2k", reference)
+    if most is not None:
+        say(f"At the floor, 1 thread would make {most:.2f} x the casts/s of stock.")
+    say("")
     say(report.figures_table(figures))
 
 
