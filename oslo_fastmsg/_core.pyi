@@ -11,6 +11,10 @@ _Declaration = (
     | tuple[str, str, str, str]
 )
 
+# A dict is put into an envelope; bytes are sent as they are; a pair of a body
+# and its compression's MIME type, too, with the header that names it.
+_Body = dict[str, Any] | bytes | tuple[bytes, str]
+
 RPC: int
 NOTIFY: int
 FANOUT: int
@@ -67,7 +71,7 @@ class Bus:
         topology: Topology | None,
         exchange: str,
         routing_key: str,
-        payload: dict[str, Any],
+        payload: _Body,
         *,
         msg_id: str,
         replies: Consumer,
@@ -80,7 +84,7 @@ class Bus:
         topology: Topology | None,
         exchange: str,
         routing_key: str,
-        payload: dict[str, Any],
+        payload: _Body,
         *,
         msg_id: str,
         replies: Consumer,
@@ -93,7 +97,7 @@ class Bus:
         topology: Topology | None,
         exchange: str,
         routing_key: str,
-        payload: dict[str, Any] | bytes,
+        payload: _Body,
         *,
         lane: int,
         mandatory: bool,
@@ -103,7 +107,7 @@ class Bus:
     def reply(
         self,
         routing_key: str,
-        payload: dict[str, Any],
+        payload: _Body,
         *,
         mandatory: bool,
         patience: float,
@@ -112,7 +116,7 @@ class Bus:
     def try_reply(
         self,
         routing_key: str,
-        payload: dict[str, Any],
+        payload: _Body,
         *,
         mandatory: bool,
         patience: float,
@@ -123,7 +127,7 @@ class Bus:
         topology: Topology | None,
         exchange: str,
         routing_key: str,
-        payload: dict[str, Any] | bytes,
+        payload: _Body,
         *,
         lane: int,
         mandatory: bool,
@@ -188,6 +192,7 @@ class Consumer:
     # enough, without open(): a call waits for its gate.
     def start(self) -> None: ...
     def take(self, max: int, timeout: float | None) -> list[Delivery]: ...
+    def deliver_reply(self, payload: dict[str, Any], /) -> bool: ...
     def stop(self) -> None: ...
     def close(self, delete: Sequence[str] = (), timeout: float = ...) -> None: ...
 

@@ -1,6 +1,8 @@
-"""Reads message bodies that the core's fast path leaves alone.
+"""Message bodies that the core's fast path leaves alone.
 
-The core reads what every stock and fastmsg sender writes. Whatever else
+Written: those that are compressed, or notifications of version 1.
+
+Read: the core reads what every stock and fastmsg sender writes. Whatever else
 arrives comes here and is treated as the stock driver treats it, by the same
 code of kombu's and oslo.messaging's, so that odd senders work as before and
 hostile ones get no further than before. Nothing of a message is ever put
@@ -13,17 +15,83 @@ from typing import Any
 from kombu import compression as _compression
 from kombu.utils import json as _kombu_json
 
-from oslo_fastmsg import _compat
+from oslo_fastmsg import _compat, _core
 
-__all__ = ["Rejected", "dumps_v1", "read"]
+__all__ = ["Packer", "Rejected", "check_compression", "dumps_v1", "read"]
 
 # kombu has type information, but none here.
 _loads: Callable[[str | bytes], Any] = _kombu_json.loads
 _dumps: Callable[[Any], Any] = _kombu_json.dumps
 _decompress: Callable[[bytes, str], Any] = _compression.decompress
+_compress: Callable[[bytes, str], tuple[bytes, str]] = _compression.compress
 
 _CONTENT_TYPE = "application/json"
 _MAX_SHOWN = 60
+
+
+Payload = dict[str, Any]
+Body = Payload | bytes | tuple[bytes, str]
+
+
+class Packer:
+    """Makes what the core sends of a payload: compressed if an option says so."""
+
+    def __init__(self, compression: str | None, threshold: int) -> None:
+        """Take the two options.
+
+        :param compression: a name that :func:`check_compression` takes; None
+            or empty for none.
+        :param threshold: bytes; a body below it stays as it is.
+        """
+        self._compression = compression and _known_by_kombu(compression)
+        self._threshold = threshold
+
+    def pack(self, payload: Payload | bytes) -> Body:
+        """Compress, or leave it to the core to write the body.
+
+        :param payload: of a message, or a body that is written already.
+        :raises ValueError, TypeError: it cannot be written as JSON.
+        """
+        if not self._compression:
+            return payload
+        body = payload if isinstance(payload, bytes) else _core.encode(payload)
+        if len(body) < self._threshold:
+            return body
+        return _compress(body, self._compression)
+
+
+def check_compression(name: str) -> None:
+    """Check that messages can be compressed that way.
+
+    :raises RuntimeError: kombu does not know the name, or lacks the module.
+    """
+    try:
+        _compression.get_encoder(_known_by_kombu(name))
+    except KeyError:
+        # kombu lists MIME types, and has other names for some of them.
+        there = {*_compression.encoders(), *_NAMES}
+        names = sorted(each for each in there if _has_encoder(each))
+        raise RuntimeError(
+            f"Configuration Error: kombu_compression {name!a} is unknown here; "
+            f"there are {', '.join(names)}"
+        ) from None
+
+
+# Names for operators, of everything that kombu may know.
+_NAMES = ("gzip", "zlib", "bzip2", "bz2", "lzma", "xz", "brotli", "zstd")
+
+
+def _has_encoder(name: str) -> bool:
+    try:
+        _compression.get_encoder(_known_by_kombu(name))
+    except KeyError:
+        return False
+    return True
+
+
+def _known_by_kombu(name: str) -> str:
+    # The option's help text names bz2, kombu does not know it.
+    return "bzip2" if name == "bz2" else name
 
 
 class Rejected(Exception):
@@ -93,10 +161,8 @@ def _decompressed(body: bytes, headers: Mapping[str, Any]) -> bytes:
     name = headers.get("compression")
     if not isinstance(name, str) or not name:
         return body
-    # The option's help text names bz2, kombu does not know it.
-    name = "bzip2" if name == "bz2" else name
     try:
-        unpacked = _decompress(body, name)
+        unpacked = _decompress(body, _known_by_kombu(name))
     except Exception:
         return body
     return bytes(unpacked)

@@ -3,7 +3,8 @@
 The core's threads never take the GIL, so they put their lines into a bounded
 ring. One daemon thread per process empties it (a greenthread where threads
 are green); it sleeps while there is nothing, starts with the first connection
-in use and ends with the last one.
+in use and ends with the last one. It also does what the core needs Python for:
+it reads replies that are compressed.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import functools
 import logging
 import weakref
 
-from oslo_fastmsg import _core, _waiting
+from oslo_fastmsg import _core, _replies, _waiting
 
 __all__ = ["forget", "release", "retain"]
 
@@ -96,4 +97,7 @@ def _log_all() -> None:
         # A handler that fails is to be heard of elsewhere; the next line may
         # matter, and the ring must not fill.
         with contextlib.suppress(Exception):
-            LOG.log(level, "%s", text)
+            if level == 0:
+                _replies.read_slowly()
+            else:
+                LOG.log(level, "%s", text)

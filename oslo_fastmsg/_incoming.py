@@ -8,7 +8,7 @@ from typing import Any
 import oslo_messaging
 from oslo_serialization import jsonutils
 
-from oslo_fastmsg import _compat, _core, _errors, _waiting
+from oslo_fastmsg import _compat, _core, _envelope, _errors, _waiting
 from oslo_fastmsg._options import Settings
 
 __all__ = ["NotificationIncoming", "Replier", "RpcIncoming", "unpack"]
@@ -49,8 +49,15 @@ def unpack(payload: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, Any]:
 class Replier:
     """Sends what the requests of one listener are answered with."""
 
-    def __init__(self, bus: _core.Bus, settings: Settings, brokers: str) -> None:
+    def __init__(
+        self,
+        bus: _core.Bus,
+        settings: Settings,
+        packer: _envelope.Packer,
+        brokers: str,
+    ) -> None:
         self._bus = bus
+        self._packer = packer
         self._is_mandatory = settings.direct_mandatory_flag
         self._patience_s = float(settings.kombu_missing_consumer_retry_timeout)
         self._send_timeout_s = float(settings.send_timeout)
@@ -70,7 +77,7 @@ class Replier:
         _waiting.reply(
             self._bus,
             queue,
-            payload,
+            self._packer.pack(payload),
             mandatory=self._is_mandatory,
             patience=self._patience_s,
             timeout=self._send_timeout_s,
@@ -87,7 +94,7 @@ class Replier:
                 None,
                 "",
                 queue,
-                payload,
+                self._packer.pack(payload),
                 lane=_core.RPC,
                 mandatory=self._is_mandatory,
                 timeout=self._send_timeout_s,

@@ -15,7 +15,7 @@ from typing import Any
 from oslo_config import cfg
 from oslo_messaging import TransportURL
 
-from oslo_fastmsg import _compat
+from oslo_fastmsg import _compat, _envelope
 
 __all__ = ["FASTMSG_GROUP", "Settings", "list_opts", "overlay", "register"]
 
@@ -34,13 +34,20 @@ _fastmsg_opts: list[cfg.Opt] = [
         "here: how long that is borne is said by the retry argument. Unset, "
         "it is rpc_response_timeout.",
     ),
+    cfg.IntOpt(
+        "compression_threshold",
+        default=1024,
+        min=0,
+        help="With kombu_compression set, bodies of so many bytes and more are "
+        "compressed. Small ones cost more time than they save; receivers read "
+        "both.",
+    ),
 ]
 _FASTMSG_NAMES = frozenset(opt.name for opt in _fastmsg_opts)
 
 #: Settings of the stock driver that change what is on the wire, and that this
 #: driver does not know yet, with what it does instead.
 _NOT_HONOURED = {
-    "kombu_compression": "messages are sent uncompressed, which every receiver reads",
     "use_queue_manager": "reply and fanout queues get random names, which expire",
     "rabbit_stream_fanout": "each server has a fanout queue of its own",
 }
@@ -99,6 +106,7 @@ class Settings:
     ssl_cert_file: str = ""
     ssl_ca_file: str = ""
     ssl_enforce_hostname_verification: bool = False
+    kombu_compression: str | None = None
     kombu_reconnect_delay: float = 1.0
     kombu_missing_consumer_retry_timeout: int = 60
     kombu_failover_strategy: str = "round-robin"
@@ -123,6 +131,8 @@ class Settings:
     rpc_response_timeout: float = 60
     #: Seconds; never None, see the option.
     send_timeout: float = 60
+    #: Bytes.
+    compression_threshold: int = 1024
 
     @classmethod
     def read(cls, conf: Any) -> "Settings":
@@ -141,8 +151,10 @@ class Settings:
             if name not in values:
                 values[name] = rabbit[misspelt]
         timeout = conf.rpc_response_timeout
-        send_timeout = conf[FASTMSG_GROUP].send_timeout
+        own = conf[FASTMSG_GROUP]
         _refuse_what_stock_refuses(rabbit)
+        if rabbit.kombu_compression:
+            _envelope.check_compression(rabbit.kombu_compression)
         for name, instead in _NOT_HONOURED.items():
             if getattr(rabbit, name, None):
                 LOG.warning(
@@ -153,7 +165,8 @@ class Settings:
                 )
         return cls(
             rpc_response_timeout=timeout,
-            send_timeout=timeout if send_timeout is None else send_timeout,
+            send_timeout=timeout if own.send_timeout is None else own.send_timeout,
+            compression_threshold=own.compression_threshold,
             **values,
         )
 

@@ -1,17 +1,35 @@
 """The queue on which one transport receives the replies to its calls."""
 
 import logging
+import weakref
 
-from oslo_fastmsg import _core, _topology, _waiting
+from oslo_fastmsg import _core, _envelope, _topology, _waiting
 from oslo_fastmsg._options import Settings
 
-__all__ = ["ReplyQueue"]
+__all__ = ["ReplyQueue", "read_slowly"]
 
 LOG = logging.getLogger(__name__)
 
 # Replies are matched and handed to their callers by the core; what waits
 # there costs its body's memory, so this bounds it, not the calls in flight.
 _PREFETCH = 1024
+
+# Replies per visit to the core, of those that it cannot read.
+_SLOW_TAKE = 32
+
+_open_queues: weakref.WeakSet["ReplyQueue"] = weakref.WeakSet()
+
+
+def read_slowly() -> None:
+    """Read the replies that the core cannot: compressed ones, mostly.
+
+    The core calls for it when one has come (``_events``).
+    """
+    for queue in list(_open_queues):
+        try:
+            queue.read_slowly()
+        except _core.Closed:
+            continue
 
 
 class ReplyQueue:
@@ -56,8 +74,44 @@ class ReplyQueue:
             )
             consumer.start()
             self._consumer = consumer
+            _open_queues.add(self)
         LOG.debug("Replies are received on queue %s", self.name)
         return consumer
+
+    def read_slowly(self) -> None:
+        """Read what the core could not, and give it to the callers.
+
+        :raises Closed: there are no callers any more.
+        """
+        consumer = self._consumer
+        while consumer is not None:
+            deliveries = consumer.take(_SLOW_TAKE, 0)
+            if not deliveries:
+                return
+            for delivery in deliveries:
+                self._pass_on(consumer, delivery)
+
+    def _pass_on(self, consumer: _core.Consumer, delivery: _core.Delivery) -> None:
+        try:
+            payload = delivery.payload
+            if payload is None:
+                payload = _envelope.read(
+                    delivery.body,
+                    delivery.content_type,
+                    delivery.content_encoding,
+                    delivery.headers,
+                )
+            if consumer.deliver_reply(payload):
+                return
+            why = "it names no call"
+        except (_envelope.Rejected, _core.BadMessage) as error:
+            why = str(error)
+        LOG.error(
+            "Rejected a reply of %d bytes on queue %s: %s",
+            delivery.size,
+            self.name,
+            why,
+        )
 
     def asked(self, msg_id: str) -> None:
         """Count a request that is about to be sent."""

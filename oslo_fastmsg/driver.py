@@ -99,6 +99,9 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         self._hosts = _url.broker_hosts(url)
         self._vhost = _url.virtual_host(url)
         self._brokers = _url.shown(self._hosts)
+        self._packer = _envelope.Packer(
+            self._settings.kombu_compression, self._settings.compression_threshold
+        )
         self._is_cleaned_up = False
         self.forget()
         _bus.forget_after_fork(self)
@@ -255,7 +258,9 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         )
 
         def maker(share: _bus.Share) -> _listener.Make:
-            replier = _incoming.Replier(share.core, self._settings, self._brokers)
+            replier = _incoming.Replier(
+                share.core, self._settings, self._packer, self._brokers
+            )
             return lambda _, payload: _incoming.RpcIncoming(replier, payload)
 
         return self._listen(
@@ -354,7 +359,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             "topology": self._topology(_topology.control_exchange, exchange),
             "exchange": exchange,
             "routing_key": _name(_routing_key(target), attempt),
-            "payload": message,
+            "payload": self._packer.pack(message),
             "msg_id": msg_id,
             "replies": replies.consumer(bus),
             "timeout": limit,
@@ -405,7 +410,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
                 topology,
                 exchange,
                 routing_key,
-                payload,
+                self._packer.pack(payload),
                 lane=lane,
                 mandatory=mandatory,
                 timeout=self._settings.send_timeout,

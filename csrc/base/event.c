@@ -12,6 +12,7 @@ static struct {
     unsigned first FM_GUARDED_BY(lock);
     unsigned len FM_GUARDED_BY(lock);
     unsigned lost FM_GUARDED_BY(lock); /* since the last one that fitted */
+    unsigned calls FM_GUARDED_BY(lock);
     fm_event ring[RING] FM_GUARDED_BY(lock);
 } events = { .lock = { PTHREAD_MUTEX_INITIALIZER } };
 
@@ -37,11 +38,26 @@ fm_event_post(fm_level level, const char *format, ...)
     fm_wake_all(&events.wake);
 }
 
+void
+fm_event_call(void)
+{
+    fm_mutex_lock(&events.lock);
+    events.calls++;
+    fm_mutex_unlock(&events.lock);
+    fm_wake_all(&events.wake);
+}
+
 /* The next event into *out, or false. The count of lost ones comes first,
  * as soon as there is a gap to tell it in. */
 static bool
-take_locked(fm_event *out) FM_REQUIRES(events.lock)
+take_locked(fm_event_reader *reader, fm_event *out) FM_REQUIRES(events.lock)
 {
+    if (reader->heard != events.calls) {
+        reader->heard = events.calls;
+        out->level = FM_CALLED;
+        out->text[0] = '\0';
+        return true;
+    }
     if (events.lost > 0 && events.len < RING) {
         out->level = FM_WARNING;
         snprintf(out->text, sizeof(out->text),
@@ -67,7 +83,7 @@ fm_event_wait(fm_event_reader *reader, fm_event *out, fm_deadline deadline)
         fm_status status;
 
         fm_mutex_lock(&events.lock);
-        taken = take_locked(out);
+        taken = take_locked(reader, out);
         fm_mutex_unlock(&events.lock);
         if (taken)
             return FM_OK;

@@ -3,7 +3,8 @@
  * A bounded ring for the whole process: any thread posts without blocking,
  * a reader (a Python thread) sleeps until there is something. What does not
  * fit is counted, not waited for. Each Python interpreter of the process has
- * a reader, and each event is read by one of them.
+ * a reader, and each event is read by one of them. Besides, all readers can be
+ * called, to do what needs Python.
  */
 #ifndef FM_BASE_EVENT_H
 #define FM_BASE_EVENT_H
@@ -14,6 +15,7 @@
 
 /* Python's logging levels. */
 typedef enum fm_level {
+    FM_CALLED = 0, /* nothing for the log: fm_event_call() */
     FM_DEBUG = 10,
     FM_INFO = 20,
     FM_WARNING = 30,
@@ -30,10 +32,14 @@ typedef struct fm_event {
 /* Whoever reads, and is told to end apart from others. All zero: to go on. */
 typedef struct fm_event_reader {
     atomic_bool is_stopped;
+    unsigned heard; /* of the calls; under the ring's lock */
 } fm_event_reader;
 
 /* Say something. Never blocks; never with credentials or message content. */
 void fm_event_post(fm_level level, const char *format, ...) FM_PRINTF(2, 3);
+
+/* Have every reader get an event of level FM_CALLED; one for several calls. */
+void fm_event_call(void);
 
 /* The next event: FM_OK. FM_TIMED_OUT at the deadline, FM_INTERRUPTED by a
  * signal, FM_CLOSED after fm_event_stop() once the ring is empty. */

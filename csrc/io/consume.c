@@ -9,6 +9,7 @@
 
 enum {
     ACK_REPLIES = 32,       /* replies that one ack settles */
+    ODD_REPLIES = 1024,     /* that wait to be read by Python */
     TAKE_BYTES = 64 * 1024, /* so many, or more, are no company for others */
 };
 #define ACK_DELAY_NS (20 * FM_NS_PER_MS)
@@ -277,6 +278,18 @@ fm_consumer_reject(
     fm_mutex_unlock(&output->lock);
 }
 
+fm_status
+fm_consumer_deliver_reply(fm_consumer *consumer, fm_buf *body)
+{
+    fm_reply_head head;
+    fm_status status = fm_envelope_read_reply(fm_buf_slice(body), &head);
+
+    if (status == FM_OK)
+        status =
+            fm_reply_deliver(consumer->table, head.msg_id, head.ending, body);
+    return status;
+}
+
 bool
 fm_consumer_has_seen(fm_consumer *consumer, const char *id, size_t len)
 {
@@ -466,7 +479,8 @@ give_back_intake(fm_consumer *consumer)
 static void
 forget_channel(fm_consumer *consumer)
 {
-    free_list(empty_intake(consumer));
+    if (consumer->table == NULL) /* the broker has replies no more */
+        free_list(empty_intake(consumer));
     consumer->unacked = 0;
     consumer->any_cancelled = false;
     memset(consumer->cancelled, 0, consumer->queue_count * sizeof(bool));
@@ -594,62 +608,16 @@ consumer_method(fm_channel *channel, uint32_t id, fm_slice payload)
 
 /* --- deliveries (I/O thread) --- */
 
-static void
-reject_reply(fm_consumer *consumer, const fm_delivery *delivery)
+/* False: full, or it closes. Takes the delivery if it does not. */
+static bool
+put_into_intake(fm_consumer *consumer, fm_delivery *delivery, size_t most)
 {
-    fm_mutex_lock(&consumer->lock);
-    consumer->rejected++;
-    fm_mutex_unlock(&consumer->lock);
-    fm_event_post(FM_ERROR,
-        "rejected a reply of %zu bytes on '%s': not a JSON envelope with a "
-        "message id, or compressed",
-        delivery->body.len, consumer->queues[0]);
-    fm_consumer_reject(
-        consumer, delivery->generation, delivery->deliver.delivery_tag, false);
-}
-
-static void
-take_reply(fm_consumer *consumer, fm_delivery *delivery)
-{
-    fm_reply_head head;
-    fm_slice compression;
-    uint64_t tag = delivery->deliver.delivery_tag;
-
-    if (fm_frame_find_header(
-            delivery->content.headers, "compression", &compression)
-            == FM_OK
-        || fm_envelope_read_reply(fm_buf_slice(&delivery->body), &head)
-            != FM_OK) {
-        reject_reply(consumer, delivery);
-    } else {
-        /* Late ones are counted there, and acked like the others. */
-        (void)!fm_reply_deliver(
-            consumer->table, head.msg_id, head.ending, &delivery->body);
-        consumer->unacked_tag = tag;
-        if (consumer->unacked++ == 0)
-            consumer->ack_due = fm_now() + ACK_DELAY_NS;
-    }
-    fm_delivery_free(delivery);
-    if (consumer->unacked >= ACK_REPLIES) {
-        fm_consumer_ack(consumer, consumer->channel.generation,
-            consumer->unacked_tag, true, false);
-        consumer->unacked = 0;
-    }
-}
-
-static void
-consumer_content(fm_channel *channel, fm_delivery *delivery)
-{
-    fm_consumer *consumer = channel->owner;
     bool wanted;
 
-    if (consumer->table != NULL) {
-        take_reply(consumer, delivery);
-        return;
-    }
     fm_mutex_lock(&consumer->lock);
     /* While it stops: cancel-ok has not come yet, so it still delivers. */
-    wanted = consumer->state != FM_CONSUMER_CLOSING;
+    wanted =
+        consumer->state != FM_CONSUMER_CLOSING && consumer->intake_len < most;
     if (wanted) {
         if (consumer->intake == NULL)
             consumer->intake = delivery;
@@ -662,7 +630,65 @@ consumer_content(fm_channel *channel, fm_delivery *delivery)
     fm_mutex_unlock(&consumer->lock);
     if (wanted)
         fm_wake_all(&consumer->wake);
-    else
+    return wanted;
+}
+
+/* Compressed, or enveloped in no way that the core knows: read by Python. */
+static void
+take_odd_reply(fm_consumer *consumer, fm_delivery *delivery)
+{
+    size_t len = delivery->body.len;
+
+    delivery->generation = 0; /* acknowledged with the others, here */
+    if (put_into_intake(consumer, delivery, ODD_REPLIES)) {
+        fm_event_call();
+        return;
+    }
+    fm_delivery_free(delivery);
+    fm_mutex_lock(&consumer->lock);
+    consumer->rejected++;
+    fm_mutex_unlock(&consumer->lock);
+    fm_event_post(FM_ERROR,
+        "dropped a reply of %zu bytes on '%s': %d others wait to be read", len,
+        consumer->queues[0], ODD_REPLIES);
+}
+
+static void
+take_reply(fm_consumer *consumer, fm_delivery *delivery)
+{
+    fm_reply_head head;
+    fm_slice compression;
+
+    /* Late ones are counted there, and acked like the others. */
+    consumer->unacked_tag = delivery->deliver.delivery_tag;
+    if (consumer->unacked++ == 0)
+        consumer->ack_due = fm_now() + ACK_DELAY_NS;
+    if (fm_frame_find_header(
+            delivery->content.headers, "compression", &compression)
+            == FM_OK
+        || fm_envelope_read_reply(fm_buf_slice(&delivery->body), &head)
+            != FM_OK) {
+        take_odd_reply(consumer, delivery);
+    } else {
+        (void)!fm_reply_deliver(
+            consumer->table, head.msg_id, head.ending, &delivery->body);
+        fm_delivery_free(delivery);
+    }
+    if (consumer->unacked >= ACK_REPLIES) {
+        fm_consumer_ack(consumer, consumer->channel.generation,
+            consumer->unacked_tag, true, false);
+        consumer->unacked = 0;
+    }
+}
+
+static void
+consumer_content(fm_channel *channel, fm_delivery *delivery)
+{
+    fm_consumer *consumer = channel->owner;
+
+    if (consumer->table != NULL)
+        take_reply(consumer, delivery);
+    else if (!put_into_intake(consumer, delivery, SIZE_MAX))
         fm_delivery_free(delivery); /* closing the channel gives it back */
 }
 

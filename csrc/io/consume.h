@@ -4,8 +4,9 @@
  * Callers say what they want (declared, consuming, stopped, closed) and wait;
  * the I/O thread gets it there, and back there after every loss. Deliveries
  * wait in the intake, which basic.qos bounds, until a caller takes them. A
- * consumer of replies has no intake: each reply goes straight to its caller
- * through the reply table.
+ * consumer of replies gives each reply straight to its caller, through the
+ * reply table; only those that the core cannot read are put into its intake,
+ * for Python to read (fm_event_call(), fm_consumer_deliver_reply()).
  */
 #ifndef FM_IO_CONSUME_H
 #define FM_IO_CONSUME_H
@@ -138,6 +139,11 @@ void fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
     bool multiple, bool push);
 void fm_consumer_reject(
     fm_consumer *consumer, uint64_t generation, uint64_t tag, bool requeue);
+
+/* Give a reply that was read elsewhere to its caller: an enveloped one, of
+ * which FM_OK takes the body. FM_NOT_FOUND: late; FM_BAD_MESSAGE: no reply. */
+FM_MUST_CHECK fm_status fm_consumer_deliver_reply(
+    fm_consumer *consumer, fm_buf *body);
 
 /* Duplicates: was this id accepted lately? And: accept it from now on. */
 bool fm_consumer_has_seen(fm_consumer *consumer, const char *id, size_t len);

@@ -64,6 +64,7 @@ typedef struct fm_message {
     struct fm_topology *topology; /* shared; NULL: nothing to declare */
     struct fm_gate *gate;         /* shared; NULL: may go at once (publish.h) */
     fm_buf body;                  /* owned: the payload of the body frames */
+    char compression[48];         /* what undoes it, as a MIME type; "" */
     char msg_id[FM_MSG_ID_MAX + 1]; /* of a call, else "" */
 
     /* FM_GUARDED_BY(the publisher's output lock). */

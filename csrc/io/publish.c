@@ -104,6 +104,8 @@ send_one(fm_publisher *publisher, fm_publisher_lane *lane, fm_message *message)
         .mandatory = message->mandatory,
         .expiration = { (const uint8_t *)message->expiration,
             strlen(message->expiration) },
+        .compression = { (const uint8_t *)message->compression,
+            strlen(message->compression) },
         .body = fm_buf_slice(&message->body),
     };
     fm_status status = fm_lane_reserve(lane);

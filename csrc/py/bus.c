@@ -319,15 +319,33 @@ new_message(fm_state *state, const request *from, fm_lane lane)
     return message;
 }
 
-/* A dict is enveloped, bytes are the body as they are. */
+/* A dict is enveloped, bytes are the body as they are, and a tuple is such a
+ * body with the name of its compression. */
 static int
 fill_body(fm_state *state, fm_message *message, PyObject *payload)
 {
-    if (!PyBytes_Check(payload))
+    const char *data, *compression = "";
+    Py_ssize_t len;
+
+    if (PyDict_Check(payload))
         return fm_codec_encode(&state->codec, payload, &message->body);
-    if (fm_buf_append(&message->body, PyBytes_AS_STRING(payload),
-            (size_t)PyBytes_GET_SIZE(payload))
-        == FM_OK)
+    if (PyTuple_Check(payload)) {
+        if (!PyArg_ParseTuple(
+                payload, "y#s:payload", &data, &len, &compression))
+            return -1;
+    } else {
+        char *bytes;
+
+        if (PyBytes_AsStringAndSize(payload, &bytes, &len) < 0)
+            return -1;
+        data = bytes;
+    }
+    if (strlen(compression) >= sizeof(message->compression)) {
+        PyErr_SetString(PyExc_ValueError, "a compression's name is too long");
+        return -1;
+    }
+    memcpy(message->compression, compression, strlen(compression) + 1);
+    if (fm_buf_append(&message->body, data, (size_t)len) == FM_OK)
         return 0;
     PyErr_NoMemory();
     return -1;

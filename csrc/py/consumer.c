@@ -367,6 +367,38 @@ Consumer_take(PyObject *op, PyObject *args, PyObject *kwargs)
     }
 }
 
+PyDoc_STRVAR(deliver_reply_doc,
+    "deliver_reply($self, payload, /)\n--\n\n"
+    "Give a reply that take() brought to its caller, if he is still "
+    "waiting.\n\n"
+    ":param payload: dict, as it was read.\n"
+    ":returns: False if it names no call.");
+
+static PyObject *
+Consumer_deliver_reply(PyObject *op, PyObject *payload)
+{
+    fm_state *state = fm_state_of(op);
+    ConsumerObject *self = SELF(op);
+    fm_buf body = { 0 };
+    fm_status status;
+
+    if (check_usable(state, self) < 0)
+        return NULL;
+    if (self->consumer->table == NULL) {
+        PyErr_SetString(PyExc_TypeError, "not a consumer of replies");
+        return NULL;
+    }
+    if (fm_codec_encode(&state->codec, payload, &body) < 0) {
+        fm_buf_fini(&body);
+        return NULL;
+    }
+    status = fm_consumer_deliver_reply(self->consumer, &body);
+    fm_buf_fini(&body);
+    if (status == FM_NO_MEMORY)
+        return fm_raise_status(state, status);
+    return PyBool_FromLong(status != FM_BAD_MESSAGE);
+}
+
 PyDoc_STRVAR(stop_doc,
     "stop($self, /)\n--\n\n"
     "Stop consuming. What was not taken goes back to its queue, take() ends;\n"
@@ -441,6 +473,7 @@ static PyMethodDef Consumer_methods[] = {
     { "start", Consumer_start, METH_NOARGS, start_doc },
     { "take", (PyCFunction)(void (*)(void))Consumer_take,
         METH_VARARGS | METH_KEYWORDS, take_doc },
+    { "deliver_reply", Consumer_deliver_reply, METH_O, deliver_reply_doc },
     { "stop", Consumer_stop, METH_NOARGS, stop_doc },
     { "close", (PyCFunction)(void (*)(void))Consumer_close,
         METH_VARARGS | METH_KEYWORDS, close_doc },

@@ -79,9 +79,12 @@ fm_seconds_to_ns(PyObject *seconds, int64_t *ns)
 
 PyDoc_STRVAR(next_event_doc,
     "next_event(timeout)\n--\n\n"
-    "Sleep until the core has something for the log.\n\n"
+    "Sleep until the core has something for the log, or for Python to do.\n\n"
     ":param timeout: seconds, or None for no limit.\n"
-    ":returns: (level of logging, text); None at the timeout, or after\n"
+    ":returns: (level of logging, text), or (0, ''): there are replies that "
+    "the\n"
+    "    core cannot read, see Consumer.deliver_reply(); None at the timeout, "
+    "or after\n"
     "    stop_events() when everything was told.");
 
 static PyObject *

@@ -653,25 +653,79 @@ replies_go_to_their_calls_and_are_acked_together(void)
 }
 
 static void
-what_is_no_reply_is_rejected(void)
+what_cannot_be_read_waits_for_python(void)
 {
-    static const char *const bad[] = { "", "x", "{}", "[]", "null",
+    static const char *const odd[] = { "", "x", "{}", "[]", "null",
         "{\"oslo.version\": \"2.0\"}",
         "{\"oslo.version\": \"2.0\", \"oslo.message\": \"{}\"}",
         "{\"oslo.version\": \"3.0\", \"oslo.message\": \"{\\\"_msg_id\\\": "
         "\\\"a\\\"}\"}" };
-    size_t count = sizeof(bad) / sizeof(*bad);
+    size_t count = sizeof(odd) / sizeof(*odd);
+    int64_t now = fm_now();
+    fm_delivery *first, *next;
 
     set_up(true);
     start();
     for (size_t i = 0; i < count; i++)
-        deliver(i + 1, bad[i]);
-    CHECK_INT(consumer->rejected, count);
-    flush();
-    for (size_t i = 0; i < count; i++)
-        expect_method(FM_METHOD_BASIC_REJECT);
-    CHECK_INT(step_at(fm_now() + FM_NS_PER_S), FM_NEVER);
-    CHECK(line_is_silent(&wire));
+        deliver(i + 1, odd[i]);
+    CHECK(step_at(now) < now + FM_NS_PER_S);
+    CHECK_INT(step_at(now + FM_NS_PER_S), FM_NEVER);
+    expect_method(FM_METHOD_BASIC_ACK);
+    CHECK(line_is_silent(&wire)); /* acked like the others */
+
+    /* The broker has them no more, so they outlive the connection. */
+    go_down();
+    CHECK_INT(fm_consumer_take(consumer, count + 1, now, &first), FM_OK);
+    for (size_t i = 0; i < count; i++, first = next) {
+        CHECK(first != NULL);
+        CHECK_INT(first->generation, 0);
+        CHECK_BYTES(first->body.data, first->body.len, odd[i], strlen(odd[i]));
+        CHECK_INT(
+            fm_consumer_deliver_reply(consumer, &first->body), FM_BAD_MESSAGE);
+        next = first->next;
+        fm_delivery_free(first);
+    }
+    CHECK(first == NULL);
+    CHECK_INT(consumer->rejected, 0);
+    tear_down();
+}
+
+static void
+a_reply_that_was_read_elsewhere_ends_its_call(void)
+{
+    fm_buf body = { 0 };
+    fm_message *call;
+    char text[300];
+
+    set_up(true);
+    start();
+    CHECK_INT(fm_message_new(FM_LANE_RPC, "", "q", &call), FM_OK);
+    snprintf(call->msg_id, sizeof(call->msg_id), "m1");
+    CHECK_INT(fm_reply_expect(&table, call), FM_OK);
+    print_reply(text, sizeof(text), "m1");
+    CHECK_INT(fm_buf_append(&body, text, strlen(text)), FM_OK);
+    CHECK_INT(fm_consumer_deliver_reply(consumer, &body), FM_OK);
+    CHECK_INT(fm_message_status(call), FM_OK);
+    CHECK(fm_reply_is_there(&table, call));
+    print_reply(text, sizeof(text), "late");
+    fm_buf_fini(&body);
+    body = (fm_buf){ 0 };
+    CHECK_INT(fm_buf_append(&body, text, strlen(text)), FM_OK);
+    CHECK_INT(fm_consumer_deliver_reply(consumer, &body), FM_NOT_FOUND);
+    fm_buf_fini(&body);
+    fm_reply_forget(&table, call);
+    fm_message_unref(call);
+    tear_down();
+}
+
+static void
+too_many_that_cannot_be_read_are_dropped(void)
+{
+    set_up(true);
+    start();
+    for (uint64_t tag = 1; tag <= 1024 + 3; tag++)
+        deliver(tag, "x");
+    CHECK_INT(consumer->rejected, 3);
     tear_down();
 }
 
@@ -821,7 +875,9 @@ main(void)
     RUN(duplicates_are_known_by_their_id);
     RUN(a_tag_of_no_queue_has_no_name);
     RUN(replies_go_to_their_calls_and_are_acked_together);
-    RUN(what_is_no_reply_is_rejected);
+    RUN(what_cannot_be_read_waits_for_python);
+    RUN(a_reply_that_was_read_elsewhere_ends_its_call);
+    RUN(too_many_that_cannot_be_read_are_dropped);
     RUN(nothing_is_settled_on_the_wrong_channel);
     return 0;
 }

@@ -137,6 +137,23 @@ stopping_one_reader_leaves_the_others(void)
     CHECK_INT(found, FM_OK);
 }
 
+static void
+a_call_reaches_every_reader_once(void)
+{
+    fm_event_reader another = { 0 };
+    fm_event event;
+
+    (void)!fm_event_wait(&another, &event, fm_now());
+    fm_event_call();
+    fm_event_call();
+    CHECK_INT(next(&event), FM_OK);
+    CHECK_INT(event.level, FM_CALLED);
+    CHECK_INT(next(&event), FM_TIMED_OUT);
+    CHECK_INT(fm_event_wait(&another, &event, fm_now()), FM_OK);
+    CHECK_INT(event.level, FM_CALLED);
+    CHECK_INT(fm_event_wait(&another, &event, fm_now()), FM_TIMED_OUT);
+}
+
 static void *
 post_many(void *arg)
 {
@@ -217,6 +234,7 @@ main(void)
     RUN(what_does_not_fit_is_counted);
     RUN(stopping_wakes_every_thread_of_a_reader);
     RUN(stopping_one_reader_leaves_the_others);
+    RUN(a_call_reaches_every_reader_once);
     RUN(many_writers_lose_nothing_uncounted);
     RUN(a_child_begins_with_nothing);
     return 0;

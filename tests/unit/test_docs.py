@@ -253,7 +253,7 @@ def test_every_option_of_the_installed_release_is_listed(operators):
 def test_options_that_are_read_are_honoured_and_the_others_are_not(operators):
     read_by_us = set(_options.Settings.__dataclass_fields__) - {
         "rpc_response_timeout",
-        "send_timeout",
+        *_options._FASTMSG_NAMES,
     }
     read_by_us |= set(_options._MISSPELT.values())
     ignored = set(_options._NOT_HONOURED)

@@ -6,7 +6,7 @@ import oslo_messaging
 import pytest
 from fix_core import Bus, Delivery
 
-from oslo_fastmsg import _compat, _core, _incoming
+from oslo_fastmsg import _compat, _core, _envelope, _incoming
 from oslo_fastmsg._options import Settings
 
 
@@ -42,7 +42,8 @@ def bus():
 
 
 def incoming(bus, payload=None, **settings):
-    replier = _incoming.Replier(bus, Settings(**settings), "h:5672")
+    packer = _envelope.Packer(None, 0)
+    replier = _incoming.Replier(bus, Settings(**settings), packer, "h:5672")
     return _incoming.RpcIncoming(replier, request() if payload is None else payload)
 
 

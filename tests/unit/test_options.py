@@ -72,13 +72,19 @@ def test_pool_sizes_that_stock_refuses_are_refused():
         read("?rpc_conn_pool_size=1&conn_pool_min_size=2")
 
 
+def test_an_unknown_compression_is_refused():
+    assert read(kombu_compression="xz").kombu_compression == "xz"
+    with pytest.raises(RuntimeError, match="kombu_compression 'rot13'.*bzip2, gzip"):
+        read(kombu_compression="rot13")
+
+
 def test_what_is_not_honoured_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         read()
         assert not caplog.records
-        read(kombu_compression="gzip", rabbit_stream_fanout=True)
+        read(use_queue_manager=True, rabbit_stream_fanout=True)
     text = caplog.text
-    assert "kombu_compression" in text
+    assert "use_queue_manager" in text
     assert "rabbit_stream_fanout" in text
     assert len(caplog.records) == 2
 
@@ -86,7 +92,7 @@ def test_what_is_not_honoured_is_said(caplog):
 def test_list_opts_has_our_group_alone():
     ((group, opts),) = _options.list_opts()
     assert group == "oslo_messaging_fastmsg"
-    assert [opt.name for opt in opts] == ["send_timeout"]
+    assert [opt.name for opt in opts] == ["send_timeout", "compression_threshold"]
 
 
 def test_registering_twice_is_allowed():
