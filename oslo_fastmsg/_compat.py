@@ -10,6 +10,7 @@ from typing import Any
 
 from oslo_config import cfg
 from oslo_messaging._drivers import amqp as _amqp
+from oslo_messaging._drivers import amqpdriver as _amqpdriver
 from oslo_messaging._drivers import base as _base
 from oslo_messaging._drivers import common as _common
 from oslo_messaging._drivers import impl_rabbit as _impl_rabbit
@@ -26,6 +27,7 @@ __all__ = [
     "client_opts",
     "deserialize_msg",
     "deserialize_remote_exception",
+    "queue_manager_name",
     "rabbit_opts",
     "serialize_remote_exception",
 ]
@@ -59,6 +61,21 @@ def rabbit_opts() -> list[cfg.Opt]:
 def client_opts() -> list[cfg.Opt]:
     """Give the RPC client's options, ``rpc_response_timeout`` among them."""
     return list(_client._client_opts)
+
+
+def queue_manager_name(hostname: str, processname: str) -> str:
+    """Draw the next stable name of a reply or fanout queue.
+
+    The stock driver's own: processes on either driver draw from one counter,
+    which begins anew with each start of the service. Takes a lock of
+    oslo.concurrency, between processes, and writes a file in memory. Only in
+    releases that have the option (14.7).
+
+    :returns: ``<hostname>:<processname>:<number>``.
+    :raises oslo_config.cfg.RequiredOptError: oslo.concurrency has no
+        ``lock_path``.
+    """
+    return str(_amqpdriver.QManager(hostname, processname).get())
 
 
 # 14.9 began to give every incoming message an id of its own: the request's

@@ -48,7 +48,6 @@ _FASTMSG_NAMES = frozenset(opt.name for opt in _fastmsg_opts)
 #: Settings of the stock driver that change what is on the wire, and that this
 #: driver does not know yet, with what it does instead.
 _NOT_HONOURED = {
-    "use_queue_manager": "reply and fanout queues get random names, which expire",
     "rabbit_stream_fanout": "each server has a fanout queue of its own",
 }
 
@@ -126,6 +125,9 @@ class Settings:
     heartbeat_timeout_threshold: int = 60
     direct_mandatory_flag: bool = True
     enable_cancel_on_failover: bool = False
+    use_queue_manager: bool = False
+    hostname: str = ""
+    processname: str = ""
 
     #: Seconds; the client's default for ``timeout``.
     rpc_response_timeout: float = 60

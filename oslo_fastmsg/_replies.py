@@ -35,14 +35,16 @@ def read_slowly() -> None:
 class ReplyQueue:
     """Made by the first call, once, whoever comes first; then shared by all.
 
-    :ivar name: the queue's name, ``_reply_q`` of the requests.
+    :ivar name: the queue's name, ``_reply_q`` of the requests; empty before
+        the first one.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.name = f"reply_{_core.new_id()}"
+        self.name = ""
         self._settings = settings
         self._lock = _waiting.make_lock()
         self._consumer: _core.Consumer | None = None
+        self._choosing: _waiting.Signal | None = None
         # Requests whose reply has not come: each entry is a caller in flight.
         self._asked: set[str] = set()
         self._is_owed_a_reply = False
@@ -55,10 +57,13 @@ class ReplyQueue:
         first request, within that request's own time.
 
         :raises RuntimeError: options that exclude each other.
+        :raises oslo_config.cfg.RequiredOptError: a stable name needs
+            oslo.concurrency's ``lock_path``.
         """
         consumer = self._consumer
         if consumer is not None:
             return consumer
+        self._choose_name()
         with self._lock:
             consumer = self._consumer
             if consumer is not None:
@@ -77,6 +82,22 @@ class ReplyQueue:
             _open_queues.add(self)
         LOG.debug("Replies are received on queue %s", self.name)
         return consumer
+
+    def _choose_name(self) -> None:
+        """Have a name, made once; a stable one may wait for other processes."""
+        while not self.name:
+            with self._lock:
+                chosen, is_mine = self._choosing, self._choosing is None
+                if chosen is None:
+                    chosen = self._choosing = _waiting.Signal()
+            if not is_mine:
+                chosen.wait()
+                continue
+            try:
+                self.name = _topology.reply_queue_name(self._settings)
+            finally:
+                self._choosing = None
+                chosen.set()
 
     def read_slowly(self) -> None:
         """Read what the core could not, and give it to the callers.
@@ -149,11 +170,16 @@ class ReplyQueue:
 
         The queue is deleted only if no server can have a reply for it any
         more: a server that meets a vanished queue tries for a minute. Else
-        the queue's expiry removes it.
+        the queue's expiry removes it. A queue with a stable name stays, for the
+        next start of the service.
         """
         with self._lock:
             consumer, self._consumer = self._consumer, None
         if consumer is None:
             return
-        is_done = not self._asked and not self._is_owed_a_reply
+        is_done = (
+            not self._asked
+            and not self._is_owed_a_reply
+            and not self._settings.use_queue_manager
+        )
         _waiting.close_consumer(consumer, [self.name] if is_done else [])

@@ -1,6 +1,6 @@
 """Names, flags and arguments of exchanges and queues.
 
-Pure functions from options to declarations, in the form that the core takes
+Pure functions, but for those of random names, from options to declarations, in the form that the core takes
 and in the order in which the stock driver makes them. Peers on either driver
 declare the same things, and the broker answers 406 when one flag or argument
 differs, so each line here is somebody else's expectation.
@@ -8,6 +8,7 @@ differs, so each line here is somebody else's expectation.
 
 from collections.abc import Iterable
 
+from oslo_fastmsg import _compat, _core
 from oslo_fastmsg._options import Settings
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "control_exchange",
     "fanout_exchange",
     "fanout_exchange_name",
+    "fanout_queue_name",
     "listened_priorities",
     "notified_queue",
     "reply_queue",
+    "reply_queue_name",
     "server_queues",
 ]
 
@@ -80,6 +83,29 @@ def fanout_exchange(settings: Settings, topic: str) -> list[Declaration]:
             True,
         )
     ]
+
+
+def fanout_queue_name(settings: Settings, topic: str) -> str:
+    """Make the name of a server's own queue of fanouts.
+
+    :raises oslo_config.cfg.RequiredOptError: see :func:`reply_queue_name`.
+    """
+    return f"{fanout_exchange_name(topic)}_{_unique(settings)}"
+
+
+def reply_queue_name(settings: Settings) -> str:
+    """Make the name of a transport's queue of replies.
+
+    :raises oslo_config.cfg.RequiredOptError: ``use_queue_manager`` needs
+        oslo.concurrency's ``lock_path``.
+    """
+    return f"reply_{_unique(settings)}"
+
+
+def _unique(settings: Settings) -> str:
+    if settings.use_queue_manager:
+        return _compat.queue_manager_name(settings.hostname, settings.processname)
+    return _core.new_id()
 
 
 def notified_queue(settings: Settings, exchange: str, queue: str) -> list[Declaration]:

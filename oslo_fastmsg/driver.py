@@ -246,9 +246,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         :raises MessageDeliveryFailure: the broker refuses the login or one of
             the declarations.
         """
-        fanout_queue = (
-            f"{_topology.fanout_exchange_name(target.topic)}_{_core.new_id()}"
-        )
+        fanout_queue = _topology.fanout_queue_name(self._settings, target.topic)
         declarations, queues = _topology.server_queues(
             self._settings,
             self._exchange(target),
@@ -272,7 +270,8 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             prefetch=_listener.rpc_prefetch(self._settings.rabbit_qos_prefetch_count),
             batch_size=batch_size,
             batch_timeout=batch_timeout,
-            delete=[fanout_queue],
+            # A queue with a stable name waits for the next start.
+            delete=[] if self._settings.use_queue_manager else [fanout_queue],
         )
 
     def listen_for_notifications(
@@ -349,6 +348,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             silence = _seconds(monitor_timeout, None, f"monitored {attempt}")
         bus = self._use_bus(attempt)
         replies = self._replies
+        consumer = replies.consumer(bus)
         msg_id = _core.new_id()
         message["_msg_id"] = msg_id
         message["_reply_q"] = replies.name
@@ -361,7 +361,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             "routing_key": _name(_routing_key(target), attempt),
             "payload": self._packer.pack(message),
             "msg_id": msg_id,
-            "replies": replies.consumer(bus),
+            "replies": consumer,
             "timeout": limit,
             "mandatory": mandatory,
             "retry": retry,
