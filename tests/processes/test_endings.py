@@ -126,19 +126,7 @@ POOLS_OWN = re.compile(
 )
 
 
-# Of this one some of a hundred hang on a busy machine: the main thread is found in
-# the loop of eventlet's hub, which somebody switched to while the interpreter ends,
-# and whose it is remains to be found (docs/roadmap.rst).
-OPEN = "end_without_a_broker"
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        pytest.param(end, marks=[pytest.mark.slow] if end == OPEN else [])
-        for end in ENDS
-    ],
-)
+@pytest.mark.parametrize("end", list(ENDS))
 @pytest.mark.parametrize(
     "count",
     [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
