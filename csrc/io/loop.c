@@ -238,11 +238,27 @@ fm_loop_look_for_signals(void)
     atomic_store(&main_handles_signals, true);
 }
 
+/* Looked up once per thread, as it takes two system calls; and once more in
+ * the child of a fork, whose main thread is the one that forked. */
+static bool
+is_main_thread(void)
+{
+    static _Thread_local unsigned known_in; /* the generation, from 1 on */
+    static _Thread_local bool is_main;
+    unsigned now = fm_fork_generation() + 1;
+
+    if (known_in != now) {
+        is_main = gettid() == getpid();
+        known_in = now;
+    }
+    return is_main;
+}
+
 static bool
 handles_signals(void)
 {
     return atomic_load_explicit(&main_handles_signals, memory_order_relaxed)
-        && gettid() == getpid();
+        && is_main_thread();
 }
 
 /* FM_AGAIN: leave it to others, and sleep. */
