@@ -437,6 +437,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         batch_timeout: float | None,
         delete: list[str],
     ) -> _listener.FastmsgListener:
+        _bus.notice_fork()
         for declaration in declarations:
             for name in declaration[1:4]:
                 if isinstance(name, str):
@@ -486,7 +487,6 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         return share.core
 
     def _new_share(self, attempt: str) -> _bus.Share:
-        _bus.notice_fork()
         if self._is_cleaned_up:
             raise _errors.closed(attempt)
         if self._settings.rabbit_login_method not in _LOGIN_METHODS:

@@ -80,6 +80,30 @@ def test_the_bus_gets_the_parameters_of_the_url(core):
     assert bus.arguments["tls"] is None
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        call,
+        lambda driver: driver.send(TOPIC, {}, request()),
+        lambda driver: driver.send_notification(TOPIC, {}, request(), 2.0),
+        lambda driver: driver.listen(Target(topic="T", server="s"), 1, None).cleanup(),
+        lambda driver: driver.listen_for_notifications(
+            [(TOPIC, "info")], None, 1, None
+        ).cleanup(),
+    ],
+    ids=["call", "cast", "notification", "listen", "listen_for_notifications"],
+)
+def test_each_use_looks_once_whether_the_process_was_forked(core, monkeypatch, use):
+    looks = []
+    monkeypatch.setattr(_bus, "notice_fork", lambda: looks.append(1))
+    with driver_of() as driver:
+        use(driver)
+        assert looks == [1]
+        looks.clear()
+        use(driver)
+        assert looks == [1]
+
+
 # --- call -----------------------------------------------------------------
 
 
