@@ -105,6 +105,30 @@ fm_lead_leave(fm_lead *lead, fm_errand errand, bool urgent)
         fm_wake_all(&lead->relief);
 }
 
+static void
+register_sleeper(fm_lead *lead, fm_sleeper *me)
+{
+    fm_mutex_lock(&lead->lock);
+    me->next = lead->sleepers;
+    if (me->next != NULL)
+        me->next->prev = me;
+    lead->sleepers = me;
+    fm_mutex_unlock(&lead->lock);
+}
+
+static void
+remove_sleeper(fm_lead *lead, fm_sleeper *me)
+{
+    fm_mutex_lock(&lead->lock);
+    if (me->prev != NULL)
+        me->prev->next = me->next;
+    else
+        lead->sleepers = me->next;
+    if (me->next != NULL)
+        me->next->prev = me->prev;
+    fm_mutex_unlock(&lead->lock);
+}
+
 fm_status
 fm_lead_wait(fm_lead *lead, fm_errand errand, fm_wake *wake, unsigned seen,
     fm_deadline deadline)
@@ -112,24 +136,25 @@ fm_lead_wait(fm_lead *lead, fm_errand errand, fm_wake *wake, unsigned seen,
     fm_sleeper me = { .wake = wake, .seen = seen, .errand = errand };
     fm_status status = FM_OK;
 
-    fm_mutex_lock(&lead->lock);
-    me.next = lead->sleepers;
-    if (me.next != NULL)
-        me.next->prev = &me;
-    lead->sleepers = &me;
-    fm_mutex_unlock(&lead->lock);
-
+    register_sleeper(lead, &me);
     if (atomic_load(&lead->state) != FREE)
         status = fm_wake_wait(wake, seen, deadline);
+    remove_sleeper(lead, &me);
+    return status;
+}
 
-    fm_mutex_lock(&lead->lock);
-    if (me.prev != NULL)
-        me.prev->next = me.next;
-    else
-        lead->sleepers = me.next;
-    if (me.next != NULL)
-        me.next->prev = me.prev;
-    fm_mutex_unlock(&lead->lock);
+fm_status
+fm_lead_leave_and_wait(fm_lead *lead, fm_errand errand, bool urgent,
+    fm_wake *wake, unsigned seen, fm_deadline deadline)
+{
+    fm_sleeper me = { .wake = wake, .seen = seen, .errand = errand };
+    fm_status status;
+
+    /* Before it leaves: who leads and leaves after it finds it here. */
+    register_sleeper(lead, &me);
+    fm_lead_leave(lead, errand, urgent);
+    status = fm_wake_wait(wake, seen, deadline);
+    remove_sleeper(lead, &me);
     return status;
 }
 

@@ -73,6 +73,11 @@ void fm_lead_leave(fm_lead *lead, fm_errand errand, bool urgent);
 FM_MUST_CHECK fm_status fm_lead_wait(fm_lead *lead, fm_errand errand,
     fm_wake *wake, unsigned seen, fm_deadline deadline);
 
+/* Both at once, for a leader who leaves it to others: sleeps also while the
+ * lead is free, and is woken like the others when it is to inherit. */
+FM_MUST_CHECK fm_status fm_lead_leave_and_wait(fm_lead *lead, fm_errand errand,
+    bool urgent, fm_wake *wake, unsigned seen, fm_deadline deadline);
+
 fm_sleepers fm_lead_count(fm_lead *lead);
 
 /* --- the I/O thread --- */

@@ -293,12 +293,14 @@ static fm_status
 lead_until(fm_wake *wake, unsigned seen, fm_deadline deadline, fm_errand errand)
 {
     fm_status status = take_turns(wake, seen, deadline, errand);
+    bool urgent = is_pressed() || fm_watch_count() > 0;
 
-    fm_lead_leave(&loop.lead, errand, is_pressed() || fm_watch_count() > 0);
-    if (fm_wake_read(wake) != seen)
-        return FM_OK;
     /* Asleep, or it would lead again before those who are to. */
-    return status == FM_AGAIN ? fm_wake_wait(wake, seen, deadline) : status;
+    if (status == FM_AGAIN)
+        return fm_lead_leave_and_wait(
+            &loop.lead, errand, urgent, wake, seen, deadline);
+    fm_lead_leave(&loop.lead, errand, urgent);
+    return fm_wake_read(wake) != seen ? FM_OK : status;
 }
 
 fm_status

@@ -123,6 +123,26 @@ typedef struct sleeper {
     bool led;
 } sleeper;
 
+static void
+lead_as_an_heir(sleeper *self)
+{
+    self->led = fm_lead_try(self->lead);
+    if (self->led)
+        fm_lead_leave(self->lead, FM_ERRAND_LISTENER, false);
+}
+
+/* Leads already, as the loop's beginner. */
+static void *
+leave_and_sleep_for_long(void *arg)
+{
+    sleeper *self = arg;
+
+    self->status = fm_lead_leave_and_wait(self->lead, self->errand, false,
+        &self->wake, fm_wake_read(&self->wake), fm_deadline_in(LONG_ENOUGH));
+    lead_as_an_heir(self);
+    return NULL;
+}
+
 static void *
 sleep_for_long(void *arg)
 {
@@ -130,9 +150,7 @@ sleep_for_long(void *arg)
 
     self->status = fm_lead_wait(self->lead, self->errand, &self->wake,
         fm_wake_read(&self->wake), fm_deadline_in(LONG_ENOUGH));
-    self->led = fm_lead_try(self->lead);
-    if (self->led)
-        fm_lead_leave(self->lead, FM_ERRAND_LISTENER, false);
+    lead_as_an_heir(self);
     return NULL;
 }
 
@@ -200,6 +218,39 @@ a_listener_inherits_from_a_caller_only(void)
     CHECK(fm_lead_try(&lead));
     fm_lead_leave(&lead, FM_ERRAND_CALLER, false);
     expect_heir(&listener);
+}
+
+/* The other may be stuck, and callers come and go meanwhile. */
+static void
+a_listener_who_left_the_lead_to_another_inherits_too(void)
+{
+    fm_lead lead = FM_LEAD_INITIAL;
+    sleeper listener = { .lead = &lead, .errand = FM_ERRAND_LISTENER };
+
+    fm_lead_begin(&lead);
+    fm_wake_init(&listener.wake);
+    start(&listener.thread, leave_and_sleep_for_long, &listener);
+    lead_it(&lead); /* the caller: it has left */
+    fm_lead_leave(&lead, FM_ERRAND_CALLER, false);
+    expect_heir(&listener);
+}
+
+static void
+who_leaves_the_lead_to_others_does_not_take_it_again(void)
+{
+    for (int errand = 0; errand < 2; errand++) {
+        fm_lead lead = FM_LEAD_INITIAL;
+        fm_wake wake;
+
+        fm_wake_init(&wake);
+        fm_lead_begin(&lead);
+        /* Urgent, as a caller leaves so only to an I/O thread that ends. */
+        CHECK_INT(fm_lead_leave_and_wait(&lead, (fm_errand)errand, true, &wake,
+                      fm_wake_read(&wake), fm_deadline_in(FM_NS_PER_MS)),
+            FM_TIMED_OUT);
+        CHECK(lead.sleepers == NULL);
+        CHECK(fm_lead_try(&lead));
+    }
 }
 
 /* One that has what it waits for is no heir: it may go anywhere. */
@@ -287,7 +338,12 @@ lead_now_and_then(void *arg)
         if (fm_lead_try(&race.lead)) {
             race.turns++;
             done++;
-            fm_lead_leave(&race.lead, (fm_errand)(done % 2), false);
+            if (done % 3 == 0)
+                (void)!fm_lead_leave_and_wait(&race.lead, FM_ERRAND_LISTENER,
+                    false, wake, fm_wake_read(wake),
+                    fm_deadline_in(FM_NS_PER_MS));
+            else
+                fm_lead_leave(&race.lead, (fm_errand)(done % 2), false);
         } else {
             (void)!fm_lead_wait(&race.lead, (fm_errand)(done % 2), wake,
                 fm_wake_read(wake), fm_deadline_in(FM_NS_PER_MS));
@@ -330,6 +386,8 @@ main(void)
     RUN(an_urgent_leave_calls_the_io_thread);
     RUN(the_only_caller_who_waits_inherits_from_anybody);
     RUN(a_listener_inherits_from_a_caller_only);
+    RUN(a_listener_who_left_the_lead_to_another_inherits_too);
+    RUN(who_leaves_the_lead_to_others_does_not_take_it_again);
     RUN(who_is_woken_already_does_not_inherit);
     RUN(for_several_callers_the_io_thread_is_called);
     RUN(a_free_lead_lets_nobody_sleep);
