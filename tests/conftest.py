@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import warnings
 
 import pytest
@@ -12,6 +13,11 @@ with warnings.catch_warnings():
     import oslo_messaging._drivers.impl_rabbit  # noqa: F401
 
 pytest_plugins = ["fix_broker"]
+
+# A shell without job control has what it starts in the background ignore this, and so
+# would each process that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BROKER_FIXTURES = {"broker", "broker_of_the_run", "own_broker", "cluster"}
 
