@@ -105,9 +105,12 @@ class BuildCore(build_ext):
         # Also for an editable install, which would compile everything in a
         # temporary folder, only to have it done once more in place.
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        self.build_temp = os.path.join("build", f"objects{suffix}-{sanitize}")
+        kind = sanitize
         if os.environ.get("FM_WERROR"):
             ext.extra_compile_args += ["-Werror"]
+            # Objects that were let pass with warnings are not to be used again.
+            kind += "-werror"
+        self.build_temp = os.path.join("build", f"objects{suffix}-{kind}")
 
         compile_sources = self.compiler.compile
         not_before = max(map(os.path.getmtime, [*ext.depends, __file__]))
