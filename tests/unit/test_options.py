@@ -82,12 +82,13 @@ def test_an_unknown_compression_is_refused():
 
 
 def test_what_is_not_honoured_is_said(caplog):
+    if "rabbit_stream_fanout" not in {opt.name for opt in impl_rabbit.rabbit_opts}:
+        pytest.skip("the option came with oslo.messaging 14.7")
     with caplog.at_level(logging.WARNING):
         read()
         assert not caplog.records
         read(rabbit_stream_fanout=True)
-    text = caplog.text
-    assert "rabbit_stream_fanout" in text
+    assert "rabbit_stream_fanout" in caplog.text
     assert len(caplog.records) == 1
 
 
