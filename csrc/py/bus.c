@@ -7,24 +7,46 @@
 
 typedef struct {
     PyObject_HEAD
-    fm_bus *bus; /* shared; NULL once closed */
+    fm_bus *bus; /* shared; NULL once closed; in critical sections alone */
 } BusObject;
 
 #define SELF(op) ((BusObject *)(op))
 #define CLOSE_NS (5 * FM_NS_PER_S)
 
-fm_bus *
-fm_bus_acquire(fm_state *state, PyObject *op)
+/* A share of the bus; NULL without an exception if it is closed or, in a
+ * forked child, the parent's. */
+static fm_bus *
+share(PyObject *op, bool *is_closed)
+{
+    fm_bus *bus;
+
+    Py_BEGIN_CRITICAL_SECTION(op);
+    bus = SELF(op)->bus;
+    *is_closed = bus == NULL;
+    if (bus != NULL)
+        bus = fm_bus_is_ours(bus) ? fm_bus_ref(bus) : NULL;
+    Py_END_CRITICAL_SECTION();
+    return bus;
+}
+
+static void
+raise_closed(fm_state *state)
 {
     static const fm_error closed = { .status = FM_CLOSED,
         .text = "this process closed the bus, or did not make it" };
-    fm_bus *bus = SELF(op)->bus;
 
-    if (bus == NULL || !fm_bus_is_ours(bus)) {
-        (void)fm_raise(state, &closed);
-        return NULL;
-    }
-    return fm_bus_ref(bus);
+    (void)fm_raise(state, &closed);
+}
+
+fm_bus *
+fm_bus_acquire(fm_state *state, PyObject *op)
+{
+    bool is_closed;
+    fm_bus *bus = share(op, &is_closed);
+
+    if (bus == NULL)
+        raise_closed(state);
+    return bus;
 }
 
 /* --- parameters --- */
@@ -48,13 +70,13 @@ copy_text(PyObject *text, char **to)
 static int
 read_hosts(PyObject *hosts, fm_conn_config *config)
 {
-    PyObject *items = PySequence_Fast(hosts, "hosts is a sequence of tuples");
+    PyObject *items = PySequence_Tuple(hosts); /* ours, unlike a list */
     Py_ssize_t count;
     int rc = -1;
 
     if (items == NULL)
         return -1;
-    count = PySequence_Fast_GET_SIZE(items);
+    count = PyTuple_GET_SIZE(items);
     if (count == 0) {
         PyErr_SetString(PyExc_ValueError, "there is no host");
         goto done;
@@ -69,8 +91,8 @@ read_hosts(PyObject *hosts, fm_conn_config *config)
         PyObject *name, *user, *password;
         int port;
 
-        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(items, i), "UiUU:host",
-                &name, &port, &user, &password))
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(items, i), "UiUU:host", &name,
+                &port, &user, &password))
             goto done;
         if (port < 1 || port > UINT16_MAX) {
             PyErr_Format(PyExc_ValueError, "port %d does not exist", port);
@@ -260,11 +282,14 @@ done:
 
 /* Leave the bus, once. In a forked child the parent's is only forgotten. */
 static void
-leave(BusObject *self)
+leave(PyObject *op)
 {
-    fm_bus *bus = self->bus;
+    fm_bus *bus;
 
-    self->bus = NULL;
+    Py_BEGIN_CRITICAL_SECTION(op);
+    bus = SELF(op)->bus;
+    SELF(op)->bus = NULL;
+    Py_END_CRITICAL_SECTION();
     if (bus == NULL || !fm_bus_is_ours(bus))
         return;
     Py_BEGIN_ALLOW_THREADS
@@ -277,7 +302,7 @@ Bus_dealloc(PyObject *op)
 {
     PyTypeObject *type = Py_TYPE(op);
 
-    leave(SELF(op));
+    leave(op);
     type->tp_free(op);
     Py_DECREF(type);
 }
@@ -756,16 +781,17 @@ PyDoc_STRVAR(send_acks_doc,
 static PyObject *
 Bus_send_acks(PyObject *op, PyObject *Py_UNUSED(unused))
 {
-    fm_bus *bus = SELF(op)->bus;
+    bool is_closed;
+    fm_bus *bus = share(op, &is_closed);
 
-    if (bus == NULL || !fm_bus_is_ours(bus)
-        || !fm_output_has_unsent(&bus->consuming.output))
+    if (bus == NULL)
         Py_RETURN_NONE;
-    fm_bus_ref(bus);
-    Py_BEGIN_ALLOW_THREADS
-        fm_output_push(&bus->consuming.output);
-        fm_bus_unref(bus);
-    Py_END_ALLOW_THREADS
+    if (fm_output_has_unsent(&bus->consuming.output)) {
+        Py_BEGIN_ALLOW_THREADS
+            fm_output_push(&bus->consuming.output);
+        Py_END_ALLOW_THREADS
+    }
+    fm_bus_unref(bus);
     Py_RETURN_NONE;
 }
 
@@ -783,17 +809,20 @@ Bus_flush(PyObject *op, PyObject *args, PyObject *kwargs)
     PyObject *timeout;
     fm_deadline deadline;
     fm_status status;
+    bool is_closed;
     fm_bus *bus;
     int64_t ns;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:flush", names, &timeout)
         || fm_seconds_to_ns(timeout, &ns) < 0)
         return NULL;
-    if (SELF(op)->bus == NULL)
+    bus = share(op, &is_closed);
+    if (is_closed)
         Py_RETURN_TRUE;
-    bus = fm_bus_acquire(state, op);
-    if (bus == NULL)
+    if (bus == NULL) {
+        raise_closed(state);
         return NULL;
+    }
     deadline = fm_deadline_in(ns);
     do {
         Py_BEGIN_ALLOW_THREADS
@@ -877,7 +906,7 @@ PyDoc_STRVAR(close_doc,
 static PyObject *
 Bus_close(PyObject *op, PyObject *Py_UNUSED(unused))
 {
-    leave(SELF(op));
+    leave(op);
     Py_RETURN_NONE;
 }
 

@@ -10,7 +10,7 @@ typedef struct {
     fm_bus *bus;         /* shared */
     fm_message *message; /* shared */
     int64_t timeout_ns;  /* of a Publication; see Bus.publish() */
-    bool over;           /* cancelled or ended: nothing more comes */
+    atomic_bool over;    /* cancelled or ended: nothing more comes */
 } PendingObject;
 
 #define SELF(op) ((PendingObject *)(op))
@@ -151,10 +151,8 @@ Pending_is_ready(PyObject *op, PyObject *Py_UNUSED(unused))
 static void
 end(PendingObject *self)
 {
-    if (self->over || !fm_bus_is_ours(self->bus))
-        return;
-    self->over = true;
-    fm_bus_forget(self->bus, self->message);
+    if (fm_bus_is_ours(self->bus) && !atomic_exchange(&self->over, true))
+        fm_bus_forget(self->bus, self->message);
 }
 
 PyDoc_STRVAR(cancel_doc,

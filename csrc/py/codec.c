@@ -65,12 +65,28 @@ fm_py_dumps(PyObject *module, PyObject *value)
 PyObject *
 fm_py_decode(PyObject *module, PyObject *body)
 {
+    fm_codec *codec = fm_codec_of(module);
     PyObject *result;
     Py_buffer view;
 
     if (PyObject_GetBuffer(body, &view, PyBUF_SIMPLE) < 0)
         return NULL;
-    result = fm_codec_decode(fm_codec_of(module), view.buf, (size_t)view.len);
+#ifdef Py_GIL_DISABLED
+    /* Other threads may change a bytearray while it is read, and the decoder
+     * reads some of it twice. */
+    if (!PyBytes_Check(body)) {
+        fm_buf copy = { 0 };
+
+        if (fm_buf_append(&copy, view.buf, (size_t)view.len) == FM_OK)
+            result = fm_codec_decode(codec, copy.data, copy.len);
+        else
+            result = PyErr_NoMemory();
+        fm_buf_fini(&copy);
+        PyBuffer_Release(&view);
+        return result;
+    }
+#endif
+    result = fm_codec_decode(codec, view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return result;
 }

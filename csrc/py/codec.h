@@ -70,4 +70,11 @@ PyObject *fm_py_decode(PyObject *module, PyObject *body);
 #define FM_CODEC_UNLOCK(codec) ((void)(codec))
 #endif
 
+/* Where fields of an object change together, or a borrowed pointer is made a
+ * shared one. With a GIL it is nothing, so within it nothing may sleep. */
+#ifndef Py_BEGIN_CRITICAL_SECTION /* before 3.13 */
+#define Py_BEGIN_CRITICAL_SECTION(object) {
+#define Py_END_CRITICAL_SECTION() }
+#endif
+
 #endif

@@ -56,9 +56,8 @@ fm_consumer_add(fm_state *state, PyObject *object)
 
     if (check_usable(state, self) < 0)
         return -1;
-    if (self->added)
+    if (atomic_exchange(&self->added, true))
         return 0;
-    self->added = true;
     Py_BEGIN_ALLOW_THREADS
         status = fm_bus_add_consumer(self->bus, self->consumer);
     Py_END_ALLOW_THREADS
@@ -455,8 +454,7 @@ Consumer_close(PyObject *op, PyObject *args, PyObject *kwargs)
         if (status != FM_OK)
             return fm_raise_status(state, status);
     }
-    self->closed = true;
-    if (!self->added)
+    if (atomic_exchange(&self->closed, true) || !self->added)
         Py_RETURN_NONE;
     fm_consumer_want(self->consumer, FM_GOAL_CLOSED);
     if (wait_goal(self, fm_deadline_in((int64_t)(timeout * 1e9)), &error)

@@ -12,10 +12,10 @@ typedef struct {
     fm_bus *bus;           /* shared */
     fm_consumer *consumer; /* shared */
     PyObject *queues;      /* owned: tuple of str */
-    bool added;            /* to the bus */
-    bool closed;
+    atomic_bool added;     /* to the bus */
+    atomic_bool closed;
     bool ack_on_take;
-    Py_ssize_t unsettled; /* deliveries that take() could not acknowledge */
+    atomic_size_t unsettled; /* deliveries that take() could not acknowledge */
 } ConsumerObject;
 
 /* The consumer in a Consumer object; borrowed. NULL with TypeError set. */

@@ -8,10 +8,10 @@ typedef struct {
     ConsumerObject *consumer; /* owned */
     fm_delivery *delivery;    /* owned */
     PyObject *payload;        /* owned: dict, or None */
-    PyObject *unique_id;      /* owned: str, or NULL */
+    PyObject *unique_id;      /* owned: str, or NULL; in critical sections */
     size_t size;              /* of the body as received */
     bool is_read;             /* payload is not None */
-    bool settled;             /* acked or rejected, here or by take() */
+    atomic_bool settled;      /* acked or rejected, here or by take() */
 } DeliveryObject;
 
 #define SELF(op) ((DeliveryObject *)(op))
@@ -165,9 +165,8 @@ fm_delivery_is_read(PyObject *delivery)
 static bool
 settle(DeliveryObject *self)
 {
-    if (self->settled)
+    if (atomic_exchange(&self->settled, true))
         return false;
-    self->settled = true;
     if (!self->is_read)
         self->consumer->unsettled--;
     return self->consumer->bus->generation == fm_fork_generation();
@@ -192,7 +191,9 @@ Delivery_accept(PyObject *op, PyObject *unique_id)
     }
     if (has_seen(self->consumer, unique_id))
         Py_RETURN_FALSE;
+    Py_BEGIN_CRITICAL_SECTION(op);
     Py_XSETREF(self->unique_id, Py_NewRef(unique_id));
+    Py_END_CRITICAL_SECTION();
     if (self->consumer->ack_on_take)
         remember(self->consumer, unique_id);
     Py_RETURN_TRUE;
@@ -209,7 +210,9 @@ Delivery_ack(PyObject *op, PyObject *Py_UNUSED(unused))
     DeliveryObject *self = SELF(op);
 
     if (settle(self)) {
+        Py_BEGIN_CRITICAL_SECTION(op);
         remember(self->consumer, self->unique_id);
+        Py_END_CRITICAL_SECTION();
         fm_consumer_ack(self->consumer->consumer, self->delivery->generation,
             self->delivery->deliver.delivery_tag, false, true);
     }

@@ -4,11 +4,6 @@
 #include "wire/envelope.h"
 #include "wire/json.h"
 
-#ifndef Py_BEGIN_CRITICAL_SECTION /* before 3.13, where the GIL is one */
-#define Py_BEGIN_CRITICAL_SECTION(object) {
-#define Py_END_CRITICAL_SECTION() }
-#endif
-
 struct writer {
     fm_codec *codec;            /* borrowed */
     fm_buf *out;                /* borrowed */

@@ -268,7 +268,9 @@ PyDoc_STRVAR(end_doc,
 static PyObject *
 Watch_end(PyObject *op, PyObject *Py_UNUSED(unused))
 {
+    Py_BEGIN_CRITICAL_SECTION(op);
     end_watch(WATCH(op));
+    Py_END_CRITICAL_SECTION();
     Py_RETURN_NONE;
 }
 

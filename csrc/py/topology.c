@@ -44,24 +44,34 @@ add_queue(fm_topology *topology, PyObject *item)
 {
     fm_arg args[FM_TABLE_MAX];
     fm_queue queue = { .arguments = { args, 0 } };
-    PyObject *arguments, *name, *value;
+    PyObject *arguments, *copy, *name, *value;
     const char *kind;
     int durable, auto_delete;
     Py_ssize_t pos = 0;
+    fm_status status = FM_AGAIN;
 
     if (!PyArg_ParseTuple(item, "ssppO!:queue", &kind, &queue.name, &durable,
             &auto_delete, &PyDict_Type, &arguments))
         return FM_AGAIN;
     queue.durable = durable;
     queue.auto_delete = auto_delete;
-    if (PyDict_Size(arguments) > FM_TABLE_MAX)
-        return FM_TOO_LARGE;
-    while (PyDict_Next(arguments, &pos, &name, &value)) {
+    copy = PyDict_Copy(arguments); /* keeps what is borrowed below */
+    if (copy == NULL)
+        return FM_AGAIN;
+    if (PyDict_GET_SIZE(copy) > FM_TABLE_MAX) {
+        status = FM_TOO_LARGE;
+        goto done;
+    }
+    while (PyDict_Next(copy, &pos, &name, &value)) {
         if (read_argument(name, value, &args[queue.arguments.count]) < 0)
-            return FM_AGAIN;
+            goto done;
         queue.arguments.count++;
     }
-    return fm_topology_add_queue(topology, &queue);
+    status = fm_topology_add_queue(topology, &queue);
+
+done:
+    Py_DECREF(copy);
+    return status;
 }
 
 static fm_status
@@ -116,17 +126,15 @@ add(fm_topology *topology, PyObject *item)
 fm_topology *
 fm_topology_from_python(fm_state *state, PyObject *declarations)
 {
-    PyObject *items =
-        PySequence_Fast(declarations, "declarations are a sequence of tuples");
+    PyObject *items = PySequence_Tuple(declarations); /* ours, unlike a list */
     fm_topology *topology = NULL;
     fm_status status;
 
     if (items == NULL)
         return NULL;
     status = fm_topology_new(&topology);
-    for (Py_ssize_t i = 0;
-         status == FM_OK && i < PySequence_Fast_GET_SIZE(items); i++)
-        status = add(topology, PySequence_Fast_GET_ITEM(items, i));
+    for (Py_ssize_t i = 0; status == FM_OK && i < PyTuple_GET_SIZE(items); i++)
+        status = add(topology, PyTuple_GET_ITEM(items, i));
     Py_DECREF(items);
     if (status == FM_OK)
         return topology;
