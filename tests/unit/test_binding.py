@@ -34,7 +34,10 @@ def complaints(command: list[object], sources: list[Path]) -> list[str]:
 def command(request: pytest.FixtureRequest) -> list[object]:
     """A compiler that only looks, with the headers of a version."""
     compiler, version = request.param
-    executable, why = interpreter(version.removesuffix("t"))
+    # The same headers serve both kinds of build.
+    executable, why = interpreter(
+        version if version == OWN else version.removesuffix("t")
+    )
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}, which make lint installs")
     if executable is None:
@@ -43,7 +46,6 @@ def command(request: pytest.FixtureRequest) -> list[object]:
     if compiler == "clang":
         command.append("-Wthread-safety")
     if version.endswith("t"):
-        # The same headers serve both kinds of build.
         command.append("-DPy_GIL_DISABLED=1")
     return [*command, f"-I{include_of(executable)}"]
 
