@@ -6,7 +6,8 @@ not compiled again. ``pytest tests/native -k 'test_buf and asan'`` runs one.
 
 A program called ``test_*_fork.c`` runs in a third build, ``plain``: after a fork
 in mid-traffic AddressSanitizer may hold a lock of its own for ever, and
-ThreadSanitizer lets the child start no thread.
+ThreadSanitizer lets the child start no thread. So does one called
+``test_*_timing.c``, which bounds what something costs and says what it found.
 
 A program called ``test_broker_*.c`` finds the run's broker in FM_TEST_HOST,
 FM_TEST_PORT, FM_TEST_USER, FM_TEST_PASSWORD and FM_TEST_VHOST.
@@ -52,8 +53,8 @@ LIBRARIES = ["librabbitmq", "libssl", "libcrypto"]
 pytestmark = pytest.mark.timeout(900)
 
 
-def run(command: list[str], **options: object) -> None:
-    """Run a command, or fail with what it printed."""
+def run(command: list[str], **options: object) -> str:
+    """Run a command and give what it printed, or fail with that."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
@@ -62,6 +63,7 @@ def run(command: list[str], **options: object) -> None:
             f"{shlex.join(command)}: status {done.returncode}\n{done.stdout}",
             pytrace=False,
         )
+    return str(done.stdout)
 
 
 def pkg_config(kind: str) -> list[str]:
@@ -154,17 +156,26 @@ def build(request: pytest.FixtureRequest) -> Build:
     return made
 
 
+def marks_of(program: str) -> list[pytest.MarkDecorator]:
+    marks = []
+    if program.startswith("test_broker"):
+        marks.append(pytest.mark.broker)
+    if program.endswith("_timing"):
+        marks.append(pytest.mark.timing)
+    return marks
+
+
 def programs() -> list[object]:
     return [
         pytest.param(
             name,
             source,
             id=f"{source.stem}-{name}",
-            marks=[pytest.mark.broker] if source.stem.startswith("test_broker") else [],
+            marks=marks_of(source.stem),
         )
         for name in SANITIZERS
         for source in sorted(HERE.glob("test_*.c"))
-        if (name == "plain") == source.stem.endswith("_fork")
+        if (name == "plain") == source.stem.endswith(("_fork", "_timing"))
     ]
 
 
@@ -182,4 +193,4 @@ def test_native(source: Path, build: Build, request: pytest.FixtureRequest) -> N
             "FM_TEST_VHOST": broker.virtual_host,
         }
 
-    run([*build.prefix, str(program)], env=environment, cwd=HERE, timeout=RUN_S)
+    print(run([*build.prefix, str(program)], env=environment, cwd=HERE, timeout=RUN_S))
