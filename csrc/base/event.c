@@ -13,6 +13,7 @@ static struct {
     unsigned len FM_GUARDED_BY(lock);
     unsigned lost FM_GUARDED_BY(lock); /* since the last one that fitted */
     unsigned calls FM_GUARDED_BY(lock);
+    fm_counter lost_in_all;
     fm_event ring[RING] FM_GUARDED_BY(lock);
 } events = { .lock = { PTHREAD_MUTEX_INITIALIZER } };
 
@@ -30,6 +31,7 @@ fm_event_post(fm_level level, const char *format, ...)
     fm_mutex_lock(&events.lock);
     if (events.len == RING) {
         events.lost++;
+        fm_counter_add(&events.lost_in_all, 1);
     } else {
         events.ring[(events.first + events.len) % RING] = event;
         events.len++;
@@ -101,6 +103,12 @@ fm_event_wake(void)
     return &events.wake;
 }
 
+uint64_t
+fm_event_lost(void)
+{
+    return fm_counter_get(&events.lost_in_all);
+}
+
 bool
 fm_event_is_over(fm_event_reader *reader)
 {
@@ -131,4 +139,5 @@ fm_event_reset_in_child(void)
     fm_mutex_init(&events.lock);
     fm_wake_init(&events.wake);
     events.first = events.len = events.lost = 0;
+    atomic_store(&events.lost_in_all, 0);
 }

@@ -10,6 +10,7 @@
 #define FM_BASE_EVENT_H
 
 #include "base/attrs.h"
+#include "base/counter.h"
 #include "base/status.h"
 #include "base/sync.h"
 
@@ -53,6 +54,9 @@ fm_wake *fm_event_wake(void);
  * until fm_event_resume(). */
 void fm_event_stop(fm_event_reader *reader);
 void fm_event_resume(fm_event_reader *reader);
+
+/* How many did not fit, since the process began. */
+uint64_t fm_event_lost(void);
 
 /* Stopped, and the ring is empty. */
 bool fm_event_is_over(fm_event_reader *reader);

@@ -468,8 +468,6 @@ admit(fm_bus *bus, fm_consumer *consumer)
 
     consumer->channel.id = id;
     consumer->joined = fm_now();
-    consumer->next = bus->members;
-    bus->members = consumer;
     if (id == 0)
         fm_consumer_abandon(consumer);
     else
@@ -479,18 +477,30 @@ admit(fm_bus *bus, fm_consumer *consumer)
 static void
 admit_joining(fm_bus *bus)
 {
-    fm_consumer *joining;
+    size_t count = 0;
 
     fm_mutex_lock(&bus->lock);
-    joining = bus->joining;
-    bus->joining = NULL;
-    fm_mutex_unlock(&bus->lock);
-    while (joining != NULL) {
-        fm_consumer *next = joining->next;
+    while (bus->joining != NULL) {
+        fm_consumer *consumer = bus->joining;
 
-        admit(bus, joining);
-        joining = next;
+        bus->joining = consumer->next;
+        consumer->next = bus->members;
+        bus->members = consumer;
+        count++;
     }
+    fm_mutex_unlock(&bus->lock);
+    for (fm_consumer *each = bus->members; count > 0; count--) {
+        admit(bus, each);
+        each = each->next;
+    }
+}
+
+static void
+count_consumed(const fm_consumer *consumer, fm_consumed *to)
+{
+    to->delivered += fm_counter_get(&consumer->delivered);
+    to->duplicates += fm_counter_get(&consumer->duplicates);
+    to->rejected += fm_counter_get(&consumer->rejected);
 }
 
 static const fm_error transport_closed = { .status = FM_CLOSED,
@@ -508,7 +518,10 @@ dismiss_closed(fm_bus *bus)
             link = &consumer->next;
             continue;
         }
+        fm_mutex_lock(&bus->lock);
         *link = consumer->next;
+        count_consumed(consumer, &bus->retired);
+        fm_mutex_unlock(&bus->lock);
         if (consumer->channel.id != 0)
             bus->by_id[consumer->channel.id] = NULL;
         /* The bus may live on for others, but whose replies came here will
@@ -516,6 +529,107 @@ dismiss_closed(fm_bus *bus)
         fm_reply_fail_all(&bus->replies, consumer->gate, &transport_closed);
         fm_consumer_unref(consumer);
     }
+}
+
+/* --- looking (any thread) --- */
+
+fm_status
+fm_bus_list(fm_bus ***out, size_t *count)
+{
+    fm_status status = FM_OK;
+    fm_bus **buses = NULL;
+    size_t len = 0;
+
+    fm_mutex_lock(&registry.lock);
+    for (fm_bus *each = registry.open; each != NULL; each = each->next_open)
+        len++;
+    if (len > 0) {
+        buses = malloc(len * sizeof(*buses));
+        if (buses == NULL)
+            status = FM_NO_MEMORY;
+    }
+    if (buses != NULL) {
+        size_t at = len; /* the newest is the first one there */
+
+        for (fm_bus *each = registry.open; each != NULL; each = each->next_open)
+            buses[--at] = fm_bus_ref(each);
+    }
+    fm_mutex_unlock(&registry.lock);
+    if (status == FM_OK) {
+        *out = buses;
+        *count = len;
+    }
+    return status;
+}
+
+/* Calls `visit` for each consumer: those that join first. */
+static void
+visit_locked(fm_bus *bus, void (*visit)(fm_consumer *each, void *arg),
+    void *arg) FM_REQUIRES(bus->lock)
+{
+    for (fm_consumer *each = bus->joining; each != NULL; each = each->next)
+        visit(each, arg);
+    for (fm_consumer *each = bus->members; each != NULL; each = each->next)
+        visit(each, arg);
+}
+
+static void
+visit_to_count(fm_consumer *each, void *arg)
+{
+    size_t *count = arg;
+
+    (void)each;
+    ++*count;
+}
+
+static void
+visit_to_keep(fm_consumer *each, void *arg)
+{
+    fm_consumer ***to = arg;
+
+    *--*to = fm_consumer_ref(each);
+}
+
+static void
+visit_to_sum(fm_consumer *each, void *arg)
+{
+    count_consumed(each, arg);
+}
+
+fm_status
+fm_bus_list_consumers(fm_bus *bus, fm_consumer ***out, size_t *count)
+{
+    fm_consumer **consumers = NULL;
+    fm_status status = FM_OK;
+    size_t len = 0;
+
+    fm_mutex_lock(&bus->lock);
+    visit_locked(bus, visit_to_count, &len);
+    if (len > 0) {
+        consumers = malloc(len * sizeof(*consumers));
+        if (consumers == NULL)
+            status = FM_NO_MEMORY;
+    }
+    if (consumers != NULL) {
+        fm_consumer **end = consumers + len;
+
+        visit_locked(bus, visit_to_keep, &end);
+    }
+    fm_mutex_unlock(&bus->lock);
+    if (status == FM_OK) {
+        *out = consumers;
+        *count = len;
+    }
+    return status;
+}
+
+void
+fm_bus_consumed_get(fm_bus *bus, fm_consumed *out)
+{
+    fm_mutex_lock(&bus->lock);
+    *out = bus->retired;
+    visit_locked(bus, visit_to_sum, out);
+    fm_mutex_unlock(&bus->lock);
 }
 
 /* --- the I/O thread --- */

@@ -24,6 +24,13 @@
 
 enum { FM_BUS_CONNS = 2 };
 
+/* What consumers got. */
+typedef struct fm_consumed {
+    uint64_t delivered;
+    uint64_t duplicates;
+    uint64_t rejected;
+} fm_consumed;
+
 typedef struct fm_bus {
     atomic_uint refs;
     char *key;           /* owned. FM_IMMUTABLE */
@@ -39,15 +46,18 @@ typedef struct fm_bus {
 
     fm_mutex lock;
     fm_consumer *joining FM_GUARDED_BY(lock); /* shared; to become members */
+    fm_consumed retired FM_GUARDED_BY(lock);  /* by members that were */
     bool closing FM_GUARDED_BY(lock);
 
     fm_wake wake;     /* `gone` changed */
     atomic_bool gone; /* the I/O thread has let go of it */
 
     /* FM_OWNED_BY_THREAD(io). */
-    int64_t looked_at;    /* for confirms that nobody waits for */
-    fm_consumer *members; /* shared; linked by next */
-    fm_consumer **by_id;  /* owned; entries borrowed from members */
+    int64_t looked_at; /* for confirms that nobody waits for */
+    /* Shared; linked by next. The list changes with `lock` held, because
+     * other threads walk it to look. */
+    fm_consumer *members;
+    fm_consumer **by_id; /* owned; entries borrowed from members */
     size_t by_id_len;
     bool ending;
     struct fm_bus *next; /* of the loop's */
@@ -91,6 +101,17 @@ void fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline);
 
 /* Have a consumer served. Its channel number is assigned later. */
 FM_MUST_CHECK fm_status fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer);
+
+/* Every open bus of the process, the oldest first, each with a reference for
+ * the caller, who frees the array, too; NULL if there is none. */
+FM_MUST_CHECK fm_status fm_bus_list(fm_bus ***out, size_t *count);
+
+/* The same for the consumers that it serves. */
+FM_MUST_CHECK fm_status fm_bus_list_consumers(
+    fm_bus *bus, fm_consumer ***out, size_t *count);
+
+/* What its consumers got, those that are gone included. */
+void fm_bus_consumed_get(fm_bus *bus, fm_consumed *out);
 
 /* For the loop: note that it is attached; FM_CLOSED if it is closing. */
 FM_MUST_CHECK fm_status fm_bus_set_attached(fm_bus *bus);

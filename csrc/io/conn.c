@@ -220,6 +220,7 @@ fm_conn_init(fm_conn *conn, const fm_conn_ops *ops, void *owner,
     conn->state = FM_CONN_IDLE;
     conn->host = (size_t)random_below(config->host_count);
     atomic_init(&conn->seen_state, FM_CONN_IDLE);
+    atomic_init(&conn->seen_since, fm_now());
 }
 
 void
@@ -234,6 +235,9 @@ fm_conn_fini(fm_conn *conn)
 static void
 set_state(fm_conn *conn, fm_conn_state state)
 {
+    if ((conn->state == FM_CONN_OPEN) != (state == FM_CONN_OPEN))
+        atomic_store_explicit(
+            &conn->seen_since, fm_now(), memory_order_relaxed);
     conn->state = state;
     atomic_store_explicit(&conn->seen_state, state, memory_order_relaxed);
 }
@@ -352,6 +356,7 @@ become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
             conn->role, host, conn->session.broker_product,
             conn->session.broker_version);
     conn->rounds = 0;
+    atomic_store(&conn->seen_rounds, 0);
     conn->ever_up = true;
     conn->ops->up(conn, now);
 }
@@ -385,6 +390,7 @@ end_round(fm_conn *conn, int64_t now)
     if (conn->round_refused)
         conn->round_error.status = FM_REFUSED;
     conn->rounds++;
+    atomic_store(&conn->seen_rounds, conn->rounds);
     if (conn->lost_at == 0)
         conn->lost_at = now;
     /* One line at the first failure, then ever more rarely. */
@@ -596,6 +602,7 @@ receive(fm_conn *conn, fm_error *error)
         if (status != FM_OK)
             break;
         conn->in.len += n;
+        fm_counter_add(&conn->bytes, n);
         conn->last_read = fm_now();
         status = take_frames(conn, error);
         if (status != FM_OK)
@@ -659,6 +666,7 @@ fm_conn_step(fm_conn *conn, int64_t now)
     fm_error closed = { .status = FM_CLOSED, .text = "closed" };
     fm_deadline next;
 
+    atomic_store_explicit(&conn->seen_wanted, wanted, memory_order_relaxed);
     collect_attempts(conn, now);
     if (conn->state == FM_CONN_LEAVING)
         leave(conn);

@@ -17,6 +17,7 @@
 
 #include "base/attrs.h"
 #include "base/buf.h"
+#include "base/counter.h"
 #include "base/status.h"
 #include "base/sync.h"
 #include "io/channel.h"
@@ -113,8 +114,12 @@ struct fm_conn {
 
     /* For other threads to look at. */
     atomic_int seen_state;
+    atomic_int_fast64_t seen_since; /* when it began, or ceased, to be OPEN */
+    atomic_bool seen_wanted;
+    atomic_uint seen_rounds; /* that failed since the last connection */
     atomic_uint_fast64_t connects;
     atomic_int_fast64_t seen_read;
+    fm_counter bytes; /* received since the process began */
     atomic_size_t seen_host;
     atomic_int heartbeat_s;
 };

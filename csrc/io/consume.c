@@ -270,6 +270,8 @@ fm_consumer_reject(
 {
     fm_output *output = consumer->output;
 
+    if (!requeue)
+        fm_counter_add(&consumer->rejected, 1);
     fm_mutex_lock(&output->lock);
     if (generation != 0 && consumer->channel.generation == generation
         && fm_frame_put_reject(&output->out, consumer->channel.id, tag, requeue)
@@ -297,9 +299,9 @@ fm_consumer_has_seen(fm_consumer *consumer, const char *id, size_t len)
 
     fm_mutex_lock(&consumer->lock);
     seen = fm_window_has(&consumer->seen, id, len, fm_now());
-    if (seen)
-        consumer->duplicates++;
     fm_mutex_unlock(&consumer->lock);
+    if (seen)
+        fm_counter_add(&consumer->duplicates, 1);
     return seen;
 }
 
@@ -309,6 +311,16 @@ fm_consumer_remember(fm_consumer *consumer, const char *id, size_t len)
     fm_mutex_lock(&consumer->lock);
     /* Out of memory: a duplicate may pass, which beats losing a message. */
     (void)!fm_window_add(&consumer->seen, id, len, fm_now());
+    fm_mutex_unlock(&consumer->lock);
+}
+
+void
+fm_consumer_states_get(
+    fm_consumer *consumer, fm_consumer_goal *goal, fm_consumer_state *state)
+{
+    fm_mutex_lock(&consumer->lock);
+    *goal = consumer->goal;
+    *state = consumer->state;
     fm_mutex_unlock(&consumer->lock);
 }
 
@@ -625,7 +637,6 @@ put_into_intake(fm_consumer *consumer, fm_delivery *delivery, size_t most)
             consumer->last->next = delivery;
         consumer->last = delivery;
         consumer->intake_len++;
-        consumer->delivered++;
     }
     fm_mutex_unlock(&consumer->lock);
     if (wanted)
@@ -645,9 +656,7 @@ take_odd_reply(fm_consumer *consumer, fm_delivery *delivery)
         return;
     }
     fm_delivery_free(delivery);
-    fm_mutex_lock(&consumer->lock);
-    consumer->rejected++;
-    fm_mutex_unlock(&consumer->lock);
+    fm_counter_add(&consumer->rejected, 1);
     fm_event_post(FM_ERROR,
         "dropped a reply of %zu bytes on '%s': %d others wait to be read", len,
         consumer->queues[0], ODD_REPLIES);
@@ -686,6 +695,7 @@ consumer_content(fm_channel *channel, fm_delivery *delivery)
 {
     fm_consumer *consumer = channel->owner;
 
+    fm_counter_add(&consumer->delivered, 1);
     if (consumer->table != NULL)
         take_reply(consumer, delivery);
     else if (!put_into_intake(consumer, delivery, SIZE_MAX))

@@ -12,6 +12,7 @@
 #define FM_IO_CONSUME_H
 
 #include "base/attrs.h"
+#include "base/counter.h"
 #include "base/idmap.h"
 #include "base/status.h"
 #include "base/sync.h"
@@ -80,9 +81,11 @@ typedef struct fm_consumer {
     fm_window seen FM_GUARDED_BY(lock);  /* ids of what was accepted */
     char **farewell FM_GUARDED_BY(lock); /* owned: queues to delete at close */
     size_t farewell_len FM_GUARDED_BY(lock);
-    uint64_t delivered FM_GUARDED_BY(lock);
-    uint64_t duplicates FM_GUARDED_BY(lock);
-    uint64_t rejected FM_GUARDED_BY(lock);
+
+    /* For other threads to look at. */
+    fm_counter delivered;
+    fm_counter duplicates;
+    fm_counter rejected; /* for good: not given back to the queue */
 
     /* FM_OWNED_BY_THREAD(io). */
     fm_channel channel;
@@ -148,6 +151,10 @@ FM_MUST_CHECK fm_status fm_consumer_deliver_reply(
 /* Duplicates: was this id accepted lately? And: accept it from now on. */
 bool fm_consumer_has_seen(fm_consumer *consumer, const char *id, size_t len);
 void fm_consumer_remember(fm_consumer *consumer, const char *id, size_t len);
+
+/* What it is to be and what it is, at one moment. */
+void fm_consumer_states_get(
+    fm_consumer *consumer, fm_consumer_goal *goal, fm_consumer_state *state);
 
 /* The queue that a delivery came from; NULL if its tag is none of ours. */
 const char *fm_consumer_queue_of(

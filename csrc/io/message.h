@@ -83,6 +83,7 @@ typedef struct fm_message {
 
     /* FM_GUARDED_BY(the reply table's lock). */
     bool expected;     /* registered in the reply table */
+    int64_t asked;     /* fm_now() then */
     fm_reply *replies; /* owned; oldest first */
     fm_reply *last_reply;
 } fm_message;

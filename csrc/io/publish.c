@@ -116,7 +116,7 @@ send_one(fm_publisher *publisher, fm_publisher_lane *lane, fm_message *message)
     if (status != FM_OK)
         return status;
     fm_lane_sent(lane, message);
-    publisher->stats.published++;
+    fm_counter_add(&publisher->counters.published, 1);
     return FM_OK;
 }
 
@@ -296,15 +296,27 @@ fm_publisher_explain(
 void
 fm_publisher_stats_get(fm_publisher *publisher, fm_publisher_stats *out)
 {
+    const fm_publisher_counters *counters = &publisher->counters;
+    int64_t since;
+
+    *out = (fm_publisher_stats){
+        .published = fm_counter_get(&counters->published),
+        .confirmed = fm_counter_get(&counters->confirmed),
+        .nacked = fm_counter_get(&counters->nacked),
+        .returned = fm_counter_get(&counters->returned),
+        .resent = fm_counter_get(&counters->resent),
+        .failed = fm_counter_get(&counters->failed),
+    };
     fm_mutex_lock(&publisher->output->lock);
-    *out = publisher->stats;
     for (int i = 0; i < FM_LANE_COUNT; i++) {
         out->in_flight += publisher->lanes[i].in_flight;
         out->unsent += publisher->lanes[i].unsent;
     }
+    /* Together, or an alarm that ends just now would count twice. */
+    since = atomic_load(&counters->blocked_since);
+    out->blocked_ns = (int64_t)fm_counter_get(&counters->blocked_ns)
+        + (since == 0 ? 0 : fm_now() - since);
     out->parked = publisher->handed.parked_count;
-    if (publisher->blocked)
-        out->blocked_ns += fm_now() - publisher->blocked_since;
     fm_mutex_unlock(&publisher->output->lock);
 }
 
@@ -355,10 +367,10 @@ settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
     if (message == NULL)
         return;
     if (nack) {
-        publisher->stats.nacked++;
+        fm_counter_add(&publisher->counters.nacked, 1);
         note_nack(lane, now);
     } else {
-        publisher->stats.confirmed++;
+        fm_counter_add(&publisher->counters.confirmed, 1);
     }
     if (!message->abandoned
         && (nack ? bears_nack(message, now)
@@ -479,7 +491,7 @@ lane_content(fm_channel *channel, fm_delivery *delivery)
         if (message == NULL || !is_the_one(message, delivery))
             continue;
         message->returned = true;
-        publisher->stats.returned++;
+        fm_counter_add(&publisher->counters.returned, 1);
         break;
     }
     fm_mutex_unlock(&publisher->output->lock);
@@ -497,7 +509,7 @@ recall_locked(fm_publisher *publisher, fm_publisher_lane *lane,
 {
     size_t waiting = fm_lane_recall(lane, verdict, arg, failed, dropped);
 
-    publisher->stats.resent += waiting;
+    fm_counter_add(&publisher->counters.resent, waiting);
     return waiting;
 }
 
@@ -657,7 +669,7 @@ cull_locked(fm_publisher *publisher, fm_publisher_lane *lane,
     size_t before = lane->unsent;
 
     fm_lane_cull(lane, matches, arg, failed);
-    publisher->stats.failed += before - lane->unsent;
+    fm_counter_add(&publisher->counters.failed, before - lane->unsent);
 }
 
 static bool
@@ -745,9 +757,13 @@ is_awaited(fm_message *message, const void *arg)
 static void
 stop_blocking_locked(fm_publisher *publisher)
 {
+    fm_publisher_counters *counters = &publisher->counters;
+
     if (publisher->blocked)
-        publisher->stats.blocked_ns += fm_now() - publisher->blocked_since;
+        fm_counter_add(&counters->blocked_ns,
+            (uint64_t)(fm_now() - atomic_load(&counters->blocked_since)));
     publisher->blocked = false;
+    atomic_store(&counters->blocked_since, 0);
 }
 
 void
@@ -837,7 +853,7 @@ fm_publisher_set_blocked(fm_publisher *publisher, bool blocked, fm_slice reason)
     changed = publisher->blocked != blocked;
     if (blocked && changed) {
         publisher->blocked = true;
-        publisher->blocked_since = fm_now();
+        atomic_store(&publisher->counters.blocked_since, fm_now());
     } else if (changed) {
         stop_blocking_locked(publisher);
         pump_all_locked(publisher);
@@ -982,7 +998,7 @@ expire_handed_locked(fm_publisher *publisher, int64_t now, fm_settled *overdue)
         fm_message *message = fm_lane_get(lane, tag);
 
         if (message != NULL && is_overdue(message, &at)) {
-            publisher->stats.failed++;
+            fm_counter_add(&publisher->counters.failed, 1);
             fm_settled_add(overdue, fm_lane_take(lane, tag));
         }
     }

@@ -15,6 +15,7 @@
 #define FM_IO_PUBLISH_H
 
 #include "base/attrs.h"
+#include "base/counter.h"
 #include "base/status.h"
 #include "base/sync.h"
 #include "io/channel.h"
@@ -30,6 +31,19 @@
 #include <stdint.h>
 
 enum { FM_DECLARER_ID = FM_LANE_COUNT + 1 };
+
+/* What happened so far. */
+typedef struct fm_publisher_counters {
+    fm_counter published;
+    fm_counter confirmed;
+    fm_counter nacked;
+    fm_counter returned;
+    fm_counter resent;
+    fm_counter failed;
+    fm_counter blocked_ns; /* of alarms that are over */
+    /* Since when the broker blocks publishers; 0: it does not. */
+    atomic_int_fast64_t blocked_since;
+} fm_publisher_counters;
 
 typedef struct fm_publisher_stats {
     uint64_t published;
@@ -51,8 +65,7 @@ typedef struct fm_publisher {
     fm_publisher_lane lanes[FM_LANE_COUNT];
     bool wanted; /* somebody has submitted: connect */
     bool closed;
-    bool blocked; /* connection.blocked: an alarm at the broker */
-    int64_t blocked_since;
+    bool blocked;     /* connection.blocked: an alarm at the broker */
     int64_t up_since; /* of the connection; 0 while down */
     fm_error trouble; /* the last thing that went wrong; FM_OK: nothing */
     fm_handed handed;
@@ -60,8 +73,8 @@ typedef struct fm_publisher {
     int64_t last_unawaited; /* when a message nobody waits for came last */
     bool dozing;            /* see fm_publisher_try_doze() */
     int64_t expire_at;      /* when to look for overdue replies */
-    fm_publisher_stats stats;
 
+    fm_publisher_counters counters; /* for others to look at */
     fm_declarer declarer;
 } fm_publisher;
 

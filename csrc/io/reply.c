@@ -8,6 +8,7 @@ fm_reply_table_init(fm_reply_table *table)
     fm_mutex_init(&table->lock);
     fm_idmap_init(&table->calls);
     atomic_init(&table->late, 0);
+    memset(&table->round_trips, 0, sizeof(table->round_trips));
 }
 
 void
@@ -20,12 +21,14 @@ fm_reply_table_fini(fm_reply_table *table)
 fm_status
 fm_reply_expect(fm_reply_table *table, fm_message *call)
 {
+    int64_t now = fm_now();
     fm_status status;
 
     fm_mutex_lock(&table->lock);
     status = fm_idmap_put(&table->calls, call->msg_id, call);
     if (status == FM_OK) {
         call->expected = true;
+        call->asked = now;
         fm_message_ref(call);
     }
     fm_mutex_unlock(&table->lock);
@@ -51,6 +54,7 @@ fm_status
 fm_reply_deliver(
     fm_reply_table *table, const char *msg_id, bool ending, fm_buf *body)
 {
+    int64_t asked = 0;
     fm_message *call;
     fm_reply *reply = malloc(sizeof(*reply));
 
@@ -68,19 +72,22 @@ fm_reply_deliver(
         else
             call->last_reply->next = reply;
         call->last_reply = reply;
+        asked = call->asked;
         fm_message_ref(call); /* outlives the lock, whoever forgets it */
     }
     fm_mutex_unlock(&table->lock);
     if (call == NULL) {
-        atomic_fetch_add(&table->late, 1);
+        fm_counter_add(&table->late, 1);
         free(reply);
         return FM_NOT_FOUND;
     }
     fm_buf_init(body); /* the call's now */
-    if (ending)
+    if (ending) {
+        fm_histogram_add(&table->round_trips, fm_now() - asked);
         fm_message_finish(call, NULL);
-    else
+    } else {
         fm_wake_all(&call->wake);
+    }
     fm_message_unref(call);
     return FM_OK;
 }

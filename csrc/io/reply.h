@@ -8,6 +8,7 @@
 
 #include "base/attrs.h"
 #include "base/buf.h"
+#include "base/counter.h"
 #include "base/idmap.h"
 #include "base/status.h"
 #include "base/sync.h"
@@ -17,7 +18,8 @@ typedef struct fm_reply_table {
     /* A leaf: its holder takes no other lock, no GIL, and calls nobody. */
     fm_mutex lock;
     fm_idmap calls FM_GUARDED_BY(lock); /* msg_id -> fm_message, shared */
-    atomic_uint_fast64_t late;          /* replies that nobody waited for */
+    fm_counter late;                    /* replies that nobody waited for */
+    fm_histogram round_trips;           /* from _expect to the ending reply */
 } fm_reply_table;
 
 void fm_reply_table_init(fm_reply_table *table);

@@ -2,6 +2,7 @@
 
 #include "py/call.h"
 #include "py/consumer.h"
+#include "py/look.h"
 #include "py/raise.h"
 #include "py/topology.h"
 
@@ -839,62 +840,20 @@ Bus_flush(PyObject *op, PyObject *args, PyObject *kwargs)
 
 /* --- looking --- */
 
-static const char *
-state_name(int state)
-{
-    static const char *const names[] = {
-        [FM_CONN_IDLE] = "idle",
-        [FM_CONN_CONNECTING] = "connecting",
-        [FM_CONN_WAITING] = "waiting",
-        [FM_CONN_OPEN] = "open",
-        [FM_CONN_CLOSING] = "closing",
-        [FM_CONN_LEAVING] = "leaving",
-    };
-
-    return names[state];
-}
-
-static PyObject *
-conn_stats(fm_conn *conn)
-{
-    const fm_host *host = &conn->config->hosts[atomic_load(&conn->seen_host)];
-
-    return Py_BuildValue("{sssNsKsKsi}", "state",
-        state_name(atomic_load(&conn->seen_state)), "host",
-        PyUnicode_FromFormat("%s:%d", host->name, (int)host->port), "connects",
-        (unsigned long long)atomic_load(&conn->connects), "bytes_sent",
-        (unsigned long long)atomic_load(&conn->output.bytes), "heartbeat",
-        atomic_load(&conn->heartbeat_s));
-}
-
 PyDoc_STRVAR(stats_doc,
     "stats($self, /)\n--\n\n"
-    "What this bus has done since the process began: a dict of counts.");
+    "What this bus has done since it was opened: a dict of counts, the one of\n"
+    "broker_stats().");
 
 static PyObject *
 Bus_stats(PyObject *op, PyObject *Py_UNUSED(unused))
 {
-    fm_publisher_stats stats;
-    PyObject *dict;
     fm_bus *bus = fm_bus_acquire(fm_state_of(op), op);
+    PyObject *dict;
 
     if (bus == NULL)
         return NULL;
-    fm_publisher_stats_get(&bus->publisher, &stats);
-    dict = Py_BuildValue("{sNsNsKsKsKsKsKsKsKsKsKsdsnsK}", "publishing",
-        conn_stats(&bus->publishing), "consuming", conn_stats(&bus->consuming),
-        "published", (unsigned long long)stats.published, "confirmed",
-        (unsigned long long)stats.confirmed, "nacked",
-        (unsigned long long)stats.nacked, "returned",
-        (unsigned long long)stats.returned, "resent",
-        (unsigned long long)stats.resent, "failed",
-        (unsigned long long)stats.failed, "in_flight",
-        (unsigned long long)stats.in_flight, "unsent",
-        (unsigned long long)stats.unsent, "parked",
-        (unsigned long long)stats.parked, "blocked_s",
-        (double)stats.blocked_ns / 1e9, "waiting_calls",
-        (Py_ssize_t)fm_reply_waiting(&bus->replies), "late_replies",
-        (unsigned long long)atomic_load(&bus->replies.late));
+    dict = fm_look_bus_stats(bus);
     fm_bus_unref(bus);
     return dict;
 }

@@ -2,6 +2,7 @@
 
 #include "io/loop.h"
 #include "io/message.h"
+#include "py/look.h"
 #include "py/raise.h"
 
 #include <sys/random.h>
@@ -170,6 +171,20 @@ PyDoc_STRVAR(dumps_doc,
     "Write JSON as oslo.serialization's jsonutils.dumps() does.\n\n"
     ":raises TypeError, ValueError: the value has no JSON form.");
 
+PyDoc_STRVAR(broker_stats_doc,
+    "broker_stats()\n--\n\n"
+    "What the process does at each of its brokers, and has done: see\n"
+    "oslo_fastmsg.stats(). Whichever interpreter opened them.");
+
+PyDoc_STRVAR(broker_health_doc,
+    "broker_health()\n--\n\n"
+    "What oslo_fastmsg.health() judges: connections and consumers of each\n"
+    "broker. Without I/O, and without a lock that is held during I/O.");
+
+PyDoc_STRVAR(events_lost_doc,
+    "events_lost()\n--\n\n"
+    "How many lines of the core the log could not keep up with.");
+
 static PyMethodDef functions[] = {
     { "new_id", new_id, METH_NOARGS, new_id_doc },
     { "fork_generation", fork_generation, METH_NOARGS, fork_generation_doc },
@@ -181,6 +196,9 @@ static PyMethodDef functions[] = {
     { "stop_events", stop_events, METH_NOARGS, stop_events_doc },
     { "events_are_stopped", events_are_stopped, METH_NOARGS,
         events_are_stopped_doc },
+    { "broker_stats", fm_py_broker_stats, METH_NOARGS, broker_stats_doc },
+    { "broker_health", fm_py_broker_health, METH_NOARGS, broker_health_doc },
+    { "events_lost", fm_py_events_lost, METH_NOARGS, events_lost_doc },
     { "resume_events", resume_events, METH_NOARGS, resume_events_doc },
     { NULL, NULL, 0, NULL },
 };
