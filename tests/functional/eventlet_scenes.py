@@ -33,6 +33,7 @@ import pytest
 from eventlet import patcher, tpool
 from fix_peer import Notes, TestEndpoint, standalone_peers
 
+import oslo_fastmsg
 from oslo_fastmsg import _green
 
 native = patcher.original("threading")
@@ -460,6 +461,33 @@ def serve(peers, topic, executor):
     assert hear() == "stop"
     peers.stop(server)
     return endpoint.seen.items()
+
+
+def looking(peers, topic, _):
+    """Counts and health, before anything, in the midst of it, and after."""
+    assert oslo_fastmsg.health() == {"ok": True, "reasons": [], "brokers": []}
+    endpoint = Endpoint()
+    server = start_server(peers, "eventlet", endpoint, topic=topic)
+    client = peers.client("fast", topic=topic)
+    looks = []
+
+    def look():
+        while True:
+            looks.append((oslo_fastmsg.stats(), oslo_fastmsg.health()))
+            eventlet.sleep(0.01)
+
+    with Ticker() as ticker:
+        looker = eventlet.spawn(look)
+        calls = spawn_all(50, lambda i: client.call({}, "last", seconds=0.02 * (i % 9)))
+        assert wait_all(calls) == ["done"] * 50
+        eventlet.sleep(0.1)
+        looker.kill()
+    assert max(stats["brokers"][0]["waiting_calls"] for stats, _ in looks) > 10
+    stats, health = looks[-1]
+    assert health["ok"], health
+    assert stats["brokers"][0]["round_trips"]["count"] == 50
+    peers.stop(server)
+    return ticker.report()
 
 
 def no_cleanup(peers, topic, how):

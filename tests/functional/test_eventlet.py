@@ -175,6 +175,10 @@ def test_a_process_may_end_without_a_cleanup(scene, fast, how, status):
     assert scene("no_cleanup", how, timeout=15, status=status) == "left"
 
 
+def test_a_greenthread_looks_at_counts_and_health(scene, fast):
+    assert keeps_ticking(scene("looking"))
+
+
 @pytest.mark.parametrize("driver", ["fast", "stock"])
 @pytest.mark.parametrize("executor", ["eventlet", "threading"])
 def test_a_green_server_serves_natives(

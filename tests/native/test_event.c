@@ -65,6 +65,7 @@ what_does_not_fit_is_counted(void)
     CHECK_INT(event.level, FM_WARNING);
     CHECK(kept >= 1);
     CHECK_INT(atoi(event.text), 1000 - 128);
+    CHECK_INT(fm_event_lost(), 1000 - 128);
     while (next(&event) == FM_OK) {
         CHECK_INT(atoi(event.text), kept);
         kept++;
@@ -168,6 +169,7 @@ many_writers_lose_nothing_uncounted(void)
 {
     int numbers[WRITERS], last[WRITERS];
     fm_thread writers[WRITERS];
+    uint64_t before = fm_event_lost();
     long got = 0, lost = 0;
     fm_event event;
 
@@ -196,6 +198,7 @@ many_writers_lose_nothing_uncounted(void)
     for (int i = 0; i < WRITERS; i++)
         fm_thread_join(&writers[i]);
     CHECK_INT(got + lost, WRITERS * EACH);
+    CHECK_INT(fm_event_lost() - before, lost);
     CHECK_INT(next(&event), FM_TIMED_OUT);
 }
 
@@ -214,6 +217,7 @@ a_child_begins_with_nothing(void)
         fm_event_reset_in_child();
         fm_event_resume(&reader); /* as whoever begins to read does */
         CHECK_INT(next(&event), FM_TIMED_OUT);
+        CHECK_INT(fm_event_lost(), 0);
         fm_event_post(FM_INFO, "the child's");
         CHECK_INT(next(&event), FM_OK);
         CHECK_TEXT(event.text, "the child's");

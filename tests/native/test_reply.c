@@ -93,6 +93,39 @@ replies_before_the_last_keep_the_call_open(void)
     fm_reply_table_fini(&table);
 }
 
+static uint64_t
+round_trips(void)
+{
+    uint64_t count = 0;
+
+    for (int i = 0; i < FM_HISTOGRAM_BUCKETS; i++)
+        count += fm_counter_get(&table.round_trips.buckets[i]);
+    return count;
+}
+
+static void
+a_round_trip_ends_with_the_last_reply(void)
+{
+    fm_message *call = new_call("1");
+
+    fm_reply_table_init(&table);
+    CHECK_INT(fm_reply_expect(&table, call), FM_OK);
+    call->asked -= 3 * FM_NS_PER_S; /* as if it had been so long ago */
+    CHECK_INT(deliver("1", "alive", false), FM_OK);
+    CHECK_INT(deliver("2", "unknown", true), FM_NOT_FOUND);
+    CHECK_INT(round_trips(), 0);
+    CHECK_INT(deliver("1", "done", true), FM_OK);
+    CHECK_INT(deliver("1", "again", true), FM_NOT_FOUND);
+    CHECK_INT(round_trips(), 1);
+    CHECK(fm_counter_get(&table.round_trips.sum_us) >= 3000000);
+    CHECK_INT(fm_counter_get(&table.round_trips.buckets[22]), 1);
+    expect_reply(call, "alive", false);
+    expect_reply(call, "done", true);
+    fm_reply_forget(&table, call);
+    fm_message_unref(call);
+    fm_reply_table_fini(&table);
+}
+
 static void
 late_and_unknown_replies_are_counted(void)
 {
@@ -295,6 +328,7 @@ main(void)
 {
     RUN(a_reply_wakes_its_call_and_no_other);
     RUN(replies_before_the_last_keep_the_call_open);
+    RUN(a_round_trip_ends_with_the_last_reply);
     RUN(late_and_unknown_replies_are_counted);
     RUN(a_second_last_reply_is_late);
     RUN(an_id_waits_once);

@@ -74,6 +74,27 @@ server.close([topic])
 bus.close()
 """
 
+# Looks at what another interpreter has open, and at its own beside it.
+LOOK = """
+import oslo_fastmsg
+from oslo_fastmsg import _core
+def look():
+    health = oslo_fastmsg.health()
+    assert health["ok"], health["reasons"]
+    return [broker["published"] for broker in oslo_fastmsg.stats()["brokers"]]
+assert look() == [2], look()
+bus = _core.Bus(
+    hosts=[("127.0.0.1", {port}, "guest", "guest")], virtual_host="/",
+    login_method="AMQPLAIN", heartbeat=7, name="interpreters", shuffle=False,
+    interval_start=1.0, interval_step=2.0, interval_max=30.0, reconnect_delay=1.0,
+    tls=None,
+)
+bus.publish(None, "", "q", {{}}, lane=_core.RPC, mandatory=False, timeout=20, retry=0)
+assert look() == [2, 1], look()
+bus.close()
+assert look() == [2], look()
+"""
+
 # By oslo.messaging, as an application. With a cleanup: the module that makes the
 # interpreters refuses to end one that has threads.
 SERVICE = """
@@ -175,6 +196,36 @@ def codec(kind, rounds):
 
 def call(kind, port):
     everywhere(kind, 2, CALL, port=port)
+
+
+def look(kind, port):
+    """What is counted is the process's, whichever interpreter asks."""
+    import oslo_fastmsg
+    from oslo_fastmsg import _core
+
+    bus = _core.Bus(
+        hosts=[("127.0.0.1", int(port), "guest", "guest")],
+        virtual_host="/",
+        login_method="AMQPLAIN",
+        heartbeat=60,
+        name="interpreters",
+        shuffle=False,
+        interval_start=1.0,
+        interval_step=2.0,
+        interval_max=30.0,
+        reconnect_delay=1.0,
+        tls=None,
+    )
+    for _ in range(2):
+        bus.publish(
+            None, "", "q", {}, lane=_core.RPC, mandatory=False, timeout=20, retry=0
+        )
+    other = Interpreter(kind)
+    other.run(LOOK.format(port=port))
+    other.end()
+    (broker,) = oslo_fastmsg.stats()["brokers"]
+    assert broker["published"] == 2
+    bus.close()
 
 
 def service(kind, url, topic):

@@ -61,6 +61,11 @@ def test_all_interpreters_call_at_once(play, fast, broker, version, kind):
     play(version, "call", kind, broker.port)
 
 
+@kinds
+def test_counts_and_health_are_of_the_process(play, fast, broker, version, kind):
+    play(version, "look", kind, broker.port)
+
+
 def test_services_in_other_interpreters_call_beside_ours(
     play, fast, peers, broker, topic
 ):
