@@ -11,8 +11,9 @@ from pathlib import Path
 import docutils.core
 import pytest
 from docutils import nodes
+from fix_looking import members
 
-from oslo_fastmsg import _compat, _core, _errors, _options, _topology
+from oslo_fastmsg import _compat, _core, _errors, _looking, _options, _topology
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -296,6 +297,43 @@ def test_messages_are_those_of_the_sources(operators):
     ]
     assert len(documented) > 30
     assert [text for text in documented if not any(text in k for k in known)] == []
+
+
+LOOKS = {
+    "health-process": _looking.Health,
+    "health-broker": _looking.BrokerHealth,
+    "health-connection": _looking.ConnectionHealth,
+    "health-consumer": _looking.ConsumerHealth,
+    "stats-process": _looking.Stats,
+    "stats-broker": _looking.BrokerStats,
+    "stats-connection": _looking.ConnectionStats,
+    "stats-round-trips": _looking.RoundTrips,
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_members_of_stats_and_health_are_those_of_the_sources(operators, name):
+    documented = {
+        literals(row["member"])[0]: row["type"].astext()
+        for row in table(operators, name)
+    }
+    assert documented == members(LOOKS[name])
+
+
+def test_states_are_those_of_the_sources(operators):
+    source = (ROOT / "csrc/io/stats.c").read_text()
+    for name, prefix in (
+        ("health-connection", "CONN"),
+        ("health-consumer", "CONSUMER"),
+    ):
+        (row,) = [
+            row
+            for row in table(operators, name)
+            if literals(row["member"]) == ["state"]
+        ]
+        named = re.findall(rf'\[FM_{prefix}_\w+\] = "(\w+)"', source)
+        assert len(named) > 5
+        assert literals(row["meaning"]) == named
 
 
 # --- architecture.rst ---
