@@ -1,5 +1,7 @@
 """A TCP proxy before the broker that reads along and breaks things.
 
+``fix_faulty_proxy.py`` has one that does worse.
+
 It splits both directions into AMQP 0-9-1 frames, so a test can look at what
 was on the wire, wait for it, hold it back or cut the connection at an exact
 frame. Plain TCP only.
@@ -32,16 +34,19 @@ _METHODS = {
     (10, 31): ("connection.tune-ok", "BlB"),
     (10, 40): ("connection.open", "ssb"),
     (10, 50): ("connection.close", "BsBB"),
+    (10, 51): ("connection.close-ok", ""),
     (10, 60): ("connection.blocked", "s"),
     (10, 61): ("connection.unblocked", ""),
     (20, 10): ("channel.open", "s"),
     (20, 40): ("channel.close", "BsBB"),
+    (20, 41): ("channel.close-ok", ""),
     (40, 10): ("exchange.declare", "BssbbbbbF"),
     (50, 10): ("queue.declare", "BsbbbbbF"),
     (50, 20): ("queue.bind", "BsssbF"),
     (50, 40): ("queue.delete", "Bsbbb"),
     (60, 10): ("basic.qos", "lBb"),
     (60, 20): ("basic.consume", "BssbbbbF"),
+    (60, 21): ("basic.consume-ok", "s"),
     (60, 30): ("basic.cancel", "sb"),
     (60, 40): ("basic.publish", "Bssbb"),
     (60, 50): ("basic.return", "Bsss"),
@@ -215,7 +220,7 @@ class Proxy:
         self._broker = broker
         self._lock = threading.Condition()
         self._links: list[Link] = []
-        self._is_silent = False
+        self._silent: frozenset[str] = frozenset()
         self._is_slamming = False
         self.slammed = 0
         self._is_closing = False
@@ -324,13 +329,16 @@ class Proxy:
 
         self._do(install)
 
-    def silence(self) -> None:
-        """Read and write nothing any more, with all connections left open."""
-        self._do(lambda: self._set_silent(True))
+    def silence(self, *of: str) -> None:
+        """Take nothing any more, with all connections left open.
+
+        :param of: from ``"client"`` or ``"broker"``; from both unless given.
+        """
+        self._do(lambda: self._set_silent(frozenset(of or ("client", "broker"))))
 
     def resume(self) -> None:
         """End :meth:`silence`."""
-        self._do(lambda: self._set_silent(False))
+        self._do(lambda: self._set_silent(frozenset()))
 
     def refuse(self) -> None:
         """Stop listening: the port refuses connections."""
@@ -391,11 +399,19 @@ class Proxy:
 
     def _run(self) -> None:
         while not self._is_closing:
-            events = self._selector.select()
+            events = self._selector.select(self._pause())
             with self._lock:
                 for key, mask in events:
                     self._handle(key, mask)
+                self._tick()
                 self._lock.notify_all()
+
+    def _pause(self) -> float | None:
+        """Tell how long nothing has to be done unless something comes."""
+        return None
+
+    def _tick(self) -> None:
+        """Do what it is time for."""
 
     def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
         if key.data == "wake":
@@ -443,12 +459,14 @@ class Proxy:
     def _watch(self, link: Link) -> None:
         """Have the selector wait for what the link can do now."""
         for side in (link._client, link._broker):
+            name, other = "client", "broker"
+            if side is link._broker:
+                name, other = other, name
             mask = 0
-            if not self._is_silent:
-                if side.is_reading:
-                    mask |= selectors.EVENT_READ
-                if side.unsent:
-                    mask |= selectors.EVENT_WRITE
+            if side.is_reading and name not in self._silent:
+                mask |= selectors.EVENT_READ
+            if self._may_write(side) and other not in self._silent:
+                mask |= selectors.EVENT_WRITE
             with contextlib.suppress(KeyError):
                 self._selector.unregister(side.sock)
             if mask:
@@ -482,8 +500,24 @@ class Proxy:
                     return
                 if self._drop and self._drop(link, is_client, frame):
                     continue
-            other.unsent += raw
-        self._write(link, other)
+            self._pass_on(link, is_client, frame, raw)
+        # What came from the one may have been answered to the other.
+        for each in (other, side):
+            if link.is_open:
+                self._write(link, each)
+
+    def _pass_on(
+        self, link: Link, is_client: bool, frame: Frame | None, raw: bytes
+    ) -> None:
+        """Give to the other side what came from one.
+
+        :param frame: None for the greeting.
+        """
+        side = link._broker if is_client else link._client
+        side.unsent += raw
+
+    def _may_write(self, side: _Side) -> bool:
+        return bool(side.unsent)
 
     def _write(self, link: Link, side: _Side) -> None:
         try:
@@ -496,8 +530,7 @@ class Proxy:
         other.is_reading = len(side.unsent) < 1 << 20
         self._watch(link)
 
-    @staticmethod
-    def _flush(side: _Side) -> None:
+    def _flush(self, side: _Side) -> None:
         with contextlib.suppress(BlockingIOError):
             while side.unsent:
                 del side.unsent[: side.sock.send(side.unsent)]
@@ -515,8 +548,8 @@ class Proxy:
                     self._flush(side)
             side.sock.close()
 
-    def _set_silent(self, is_silent: bool) -> None:
-        self._is_silent = is_silent
+    def _set_silent(self, of: frozenset[str]) -> None:
+        self._silent = of
         for link in self._links:
             if link.is_open:
                 self._watch(link)

@@ -3,15 +3,24 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fix_driver import *  # noqa: F403
+from fix_faults import account, dice, figure, print_figures
+from fix_faulty_proxy import proxy
 from fix_peer import Peers
 from private_broker import PrivateCluster
 
+__all__ = ["account", "cluster_peers", "dice", "figure", "proxy"]
+
 
 @pytest.fixture
-def peers(cluster: PrivateCluster, tmp_path: Path) -> Iterator[Peers]:
+def cluster_peers(cluster: PrivateCluster, tmp_path: Path) -> Iterator[Peers]:
     """Start peers on the run's cluster: their URL has three hosts."""
     with contextlib.closing(Peers(cluster, tmp_path)) as it:
         yield it
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    print_figures(terminalreporter, config)

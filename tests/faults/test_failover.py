@@ -230,6 +230,11 @@ def service(
     yield it
 
 
+@pytest.fixture
+def peers(cluster_peers: Peers) -> Peers:
+    return cluster_peers
+
+
 def check_executed_once(endpoint: TestEndpoint) -> None:
     seen = endpoint.seen.items()
     assert len(seen) == len(set(seen))

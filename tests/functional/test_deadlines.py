@@ -7,6 +7,7 @@ import time
 
 import oslo_messaging
 import pytest
+from fix_load import notify
 from fix_objects import wait_until
 from fix_peer import Notes, Peers, TestEndpoint
 from fix_proxy import named
@@ -193,17 +194,6 @@ def unconfirmed(fast, peers, topic, proxy):
     notify(transport, topic)
     proxy.drop(named("basic.ack", from_client=False))
     return client
-
-
-def notify(transport, topic, retry=None):
-    """What a notifier does, without its catching every exception."""
-    transport._send_notification(
-        oslo_messaging.Target(topic=f"{topic}.info"),
-        {},
-        {"priority": "INFO", "payload": 1},
-        version=2.0,
-        retry=retry,
-    )
 
 
 @pytest.mark.parametrize("kind", ["cast", "fanout", "notification"])
