@@ -171,8 +171,6 @@ def lose_a_consumer(peers, proxy, broker, topic, account, how):
             moment = proxy.inject(
                 "channel.close", code, text, 60, 80, link=link, channel=channel
             )
-        call()
-        answered_s = account.wait_after("answered", moment, 30)
         consumed = seen(
             proxy,
             "basic.consume",
@@ -180,9 +178,12 @@ def lose_a_consumer(peers, proxy, broker, topic, account, how):
             after=moment,
             arguments=lambda them: them[1] == topic,
         )
+        # One that comes before that finds no queue, and is lost.
+        wait_until_consumed(broker, topic)
+        call()
+        answered_s = account.wait_after("answered", moment, 30)
         for it in (account, theirs):
             it.wait("answered", it.count("answered") + 20)
-    wait_until_consumed(broker, topic)
     after = consumes(proxy)
     assert {name for name in after if after[name] != before[name]} <= {
         name for name in after if other not in name
