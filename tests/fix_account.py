@@ -217,22 +217,38 @@ class Account:
                 return True
         return False
 
-    def balance(self, servers: Iterable[str] = ()) -> str:
+    def balance(self, servers: Iterable[str] = (), within: float = 5.0) -> str:
         """Fail with a table unless everything is as if nothing had happened,
-        or explained; else give one line with the sums."""
+        or explained; else give one line with the sums.
+
+        :param servers: who has to hear each fanout.
+        :param within: how long to wait for what is still on its way.
+        """
+        servers = list(servers)
+        deadline = time.monotonic() + within
+        while unexplained := self._unexplained(servers):
+            place = len(self._events)
+            left = deadline - time.monotonic()
+            with self._changed:
+                if left <= 0 or not self._changed.wait_for(
+                    lambda place=place: len(self._events) > place, left
+                ):
+                    break
+        if unexplained:
+            raise AssertionError(self._table(unexplained))
+        return self.sums()
+
+    def _unexplained(self, servers: list[str]) -> list[tuple[Entry, str]]:
         entries = self.entries()
         assert entries, "nothing was sent"
         for excuse in self._excuses:
             excuse.used = 0
-        servers = list(servers)
-        unexplained = []
-        for entry in entries:
-            for problem in entry.problems(servers):
-                if not self._is_excused(entry, problem):
-                    unexplained.append((entry, problem))
-        if unexplained:
-            raise AssertionError(self._table(unexplained))
-        return self.sums()
+        return [
+            (entry, problem)
+            for entry in entries
+            for problem in entry.problems(servers)
+            if not self._is_excused(entry, problem)
+        ]
 
     def sums(self) -> str:
         parts = [f"{self.count(what)} {what}" for what in EVENTS if self.count(what)]

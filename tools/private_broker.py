@@ -350,6 +350,7 @@ class PrivateBroker:
         self._fixed_name = _name
         self._is_open = False
         self._is_paused = False
+        self._exhausted: set[str] = set()
         self._node: subprocess.Popen[bytes] | None = None
         self._dist_port = 0
 
@@ -832,9 +833,38 @@ class PrivateBroker:
             f"rabbit_alarm:clear_alarm({{resource_limit, {resource}, node()}}), ok"
         )
 
+    def exhaust(self, resource: str = "memory") -> None:
+        """Have the node be short of memory or disk by the limits that an
+        operator sets: it blocks whoever publishes. :meth:`relieve` ends it."""
+        self._exhausted.add(resource)
+        if resource == "memory":
+            # Less than any node has in use.
+            self.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1MB")
+        else:
+            self.rabbitmqctl("set_disk_free_limit", "1000000GB")
+
+    def relieve(self, resource: str = "memory") -> None:
+        """Take :meth:`exhaust` back."""
+        if resource == "memory":
+            self.rabbitmqctl("set_vm_memory_high_watermark", "0.6")
+        else:
+            self.rabbitmqctl("set_disk_free_limit", "1MB")
+        self._exhausted.discard(resource)
+
+    def publish(self, queue: str, body: bytes) -> None:
+        """Publish from within the node, which no alarm holds up."""
+        codes = ",".join(map(str, body))
+        self.evaluate(
+            f"rabbit_basic:publish(rabbit_misc:r({self._r('exchange', '')}), "
+            f'{_quote(queue)}, [{{content_type, <<"application/json">>}}, '
+            f'{{content_encoding, <<"utf-8">>}}], <<{codes}>>), ok'
+        )
+
     def reset(self) -> None:
         """Drop all connections and delete all queues and exchanges of the
         virtual host, as between two tests."""
+        for resource in list(self._exhausted):
+            self.relieve(resource)
         self.clear_alarm("memory")
         self.clear_alarm("disk")
         self.drop_connections()
