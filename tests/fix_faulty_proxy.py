@@ -211,6 +211,16 @@ class FaultyProxy(Proxy):
 
         self._do(install)
 
+    def forget(self) -> None:
+        """End :meth:`withhold`, and give nothing of it."""
+
+        def drop() -> None:
+            self._withheld = None
+            self._held.clear()
+            self._held_content.clear()
+
+        self._do(drop)
+
     def treat_confirms(self, marker: bytes | None, how: str = "withhold") -> None:
         """Withhold or nack the confirms of messages with some bytes in them;
         the confirms of others come as they would. None ends that.
