@@ -646,6 +646,9 @@ keep_alive(fm_conn *conn, int64_t now)
         (void)fm_error_set(&error, FM_DISCONNECTED, 0,
             "nothing heard for two heartbeats (%d s each)",
             conn->session.heartbeat_s);
+        /* What is silent would take a connection and be silent on it too:
+         * the others come first. */
+        next_host(conn);
         lose(conn, &error);
         return now;
     }
