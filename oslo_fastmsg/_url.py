@@ -7,6 +7,7 @@ driver puts the parts into a URL of kombu's, which decodes the virtual host a
 second time, cuts it at a question mark and breaks at a slash in a password.)
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,33 +17,53 @@ from oslo_messaging import InvalidTransportURL, TransportURL
 
 from oslo_fastmsg._options import Settings
 
-__all__ = ["broker_hosts", "bus_arguments", "shown", "virtual_host"]
+__all__ = ["broker_hosts", "bus_arguments", "has_tls", "shown", "virtual_host"]
+
+LOG = logging.getLogger(__name__)
 
 _PORT = 5672
+_TLS_PORT = 5671
 _MAX_SHORTSTR = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 
 # Choices of the stock driver's option, in any case. SSL 2 and 3 are in no
 # Python that we run on.
 _TLS_VERSIONS = frozenset({"tlsv1", "tlsv1_1", "tlsv1_2", "sslv23"})
+# Those that mean, or allow, what is broken since long.
+_OLD_TLS_VERSIONS = frozenset({"tlsv1", "tlsv1_1", "sslv23"})
+
+
+def has_tls(url: TransportURL) -> bool:
+    """Tell whether the scheme is ``fastmsg+tls``, which is ``?ssl=true``.
+
+    :raises InvalidTransportURL: something else behind the plus sign.
+    """
+    name, _, more = str(url.transport).partition("+")
+    if name != "fastmsg" or not more:
+        return False
+    if more != "tls":
+        raise _invalid(url, f"the scheme is fastmsg or fastmsg+tls, not {name}+{more}")
+    return True
 
 
 def broker_hosts(url: TransportURL) -> list[tuple[str, int, str, str]]:
     """List the brokers in the order of the URL.
 
     :returns: (host, port, user, password) each; what the URL does not say is
-        ``localhost``, 5672, ``guest`` and ``guest``, each for itself.
+        ``localhost``, 5672 (5671 for ``fastmsg+tls``), ``guest`` and ``guest``,
+        each for itself.
     :raises InvalidTransportURL: a port that does not exist, or a name that
         does not fit into AMQP's fields. Its text has no password.
     """
+    port = _TLS_PORT if has_tls(url) else _PORT
     hosts = [
         (
             host.hostname or "localhost",
-            host.port or _PORT,
+            host.port or port,
             host.username or "guest",
             host.password or "guest",
         )
         for host in url.hosts
-    ] or [("localhost", _PORT, "guest", "guest")]
+    ] or [("localhost", port, "guest", "guest")]
     for host, port, _, _ in hosts:
         if not 0 < port < 65536:
             raise _invalid(url, f"port {port} of host {host} is not in 1-65535")
@@ -95,25 +116,28 @@ def bus_arguments(
 
 
 def _tls(settings: Settings) -> dict[str, Any] | None:
-    """Say what the stock driver's options come to in practice.
+    """Say how a broker's certificate is checked, and ours shown.
 
-    A version without a CA file turns the check of the certificate off, and
-    the name of the host is looked at with a CA file alone. Which version is
-    spoken the two sides agree upon, whatever the option says; the core has
-    none before 1.2.
+    Which version is spoken the two sides agree upon, whatever the option says;
+    the core has none before 1.2. Unlike in the stock driver, naming one does
+    not turn the check of the certificate off.
     """
     if not settings.ssl:
         return None
     version = settings.ssl_version.lower()
     if version and version not in _TLS_VERSIONS:
         raise RuntimeError(f"Invalid SSL version : {settings.ssl_version}")
-    has_ca = bool(settings.ssl_ca_file)
+    if version in _OLD_TLS_VERSIONS:
+        LOG.warning(
+            "ssl_version %s is taken for TLS 1.2 or newer", settings.ssl_version
+        )
     return {
         "ca_file": settings.ssl_ca_file or None,
         "cert_file": settings.ssl_cert_file or None,
         "key_file": settings.ssl_key_file or None,
-        "verify_peer": has_ca or not version,
-        "verify_host": has_ca and settings.ssl_enforce_hostname_verification,
+        "verify_peer": settings.ssl_verify != "none",
+        "verify_host": settings.ssl_verify == "host",
+        "fips": settings.ssl_enforce_fips_mode,
     }
 
 

@@ -27,6 +27,7 @@ Making a driver does no I/O and starts no thread, so that it may be made
 before a fork; each process opens its own connections at first use.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -95,6 +96,8 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         overlaid = _options.overlay(conf, url)
         super().__init__(overlaid, url, default_exchange, allowed_remote_exmods)
         self._settings = _options.Settings.read(overlaid)
+        if _url.has_tls(url):
+            self._settings = dataclasses.replace(self._settings, ssl=True)
         self.prefetch_size = self._settings.rabbit_qos_prefetch_count
         self._hosts = _url.broker_hosts(url)
         self._vhost = _url.virtual_host(url)

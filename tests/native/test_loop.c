@@ -28,8 +28,8 @@ wait_for_nothing(void)
     fm_wake wake;
 
     fm_wake_init(&wake);
-    return fm_loop_wait(&wake, fm_wake_read(&wake), fm_deadline_in(300 * MS),
-        FM_ERRAND_CALLER);
+    return fm_loop_wait(
+        &wake, fm_wake_read(&wake), fm_deadline_in(300 * MS), FM_ERRAND_CALLER);
 }
 
 static void

@@ -21,11 +21,12 @@ def test_defaults_of_settings_are_those_of_the_installed_options():
     settings = read()
     # One default differs between releases; there the option's counts.
     options = {opt.name: opt.default for opt in impl_rabbit.rabbit_opts}
-    expected = options.get("ssl_enforce_hostname_verification", False)
+    expected = options.get("ssl_enforce_hostname_verification", True)
     assert settings.ssl_enforce_hostname_verification is expected
     names = {
         name: options[name] for name in ("hostname", "processname") if name in options
     }
+    names["ssl_verify"] = "host" if expected else "chain"
     assert Settings(ssl_enforce_hostname_verification=expected, **names) == settings
 
 
@@ -92,10 +93,27 @@ def test_what_is_not_honoured_is_said(caplog):
     assert len(caplog.records) == 1
 
 
+def test_certificates_are_checked_unless_it_is_said():
+    assert read("?ssl_verify=none").ssl_verify == "none"
+    if "ssl_enforce_hostname_verification" in {
+        opt.name for opt in impl_rabbit.rabbit_opts
+    }:
+        unchecked = read(ssl_enforce_hostname_verification=False)
+        assert unchecked.ssl_verify == "chain"
+        assert (
+            read("?ssl_verify=host", ssl_enforce_hostname_verification=False).ssl_verify
+            == "host"
+        )
+
+
 def test_list_opts_has_our_group_alone():
     ((group, opts),) = _options.list_opts()
     assert group == "oslo_messaging_fastmsg"
-    assert [opt.name for opt in opts] == ["send_timeout", "compression_threshold"]
+    assert [opt.name for opt in opts] == [
+        "send_timeout",
+        "compression_threshold",
+        "ssl_verify",
+    ]
 
 
 def test_registering_twice_is_allowed():

@@ -106,19 +106,38 @@ def test_bus_arguments_follow_the_options():
 @pytest.mark.parametrize(
     ("settings", "verify_peer", "verify_host"),
     [
-        ({}, True, False),
-        ({"ssl_version": "SSLv23"}, False, False),
-        ({"ssl_version": "TLSv1_2"}, False, False),
-        ({"ssl_ca_file": "ca", "ssl_enforce_hostname_verification": True}, True, True),
-        ({"ssl_ca_file": "ca", "ssl_version": "sslv23"}, True, False),
-        ({"ssl_enforce_hostname_verification": True}, True, False),
+        ({}, True, True),
+        ({"ssl_version": "SSLv23"}, True, True),
+        ({"ssl_version": "TLSv1_2"}, True, True),
+        ({"ssl_ca_file": "ca"}, True, True),
+        ({"ssl_ca_file": "ca", "ssl_verify": "chain"}, True, False),
+        ({"ssl_ca_file": "ca", "ssl_verify": "none"}, False, False),
     ],
 )
-def test_tls_checks_what_stock_checks(settings, verify_peer, verify_host):
+def test_tls_checks_more_than_stock(settings, verify_peer, verify_host):
     tls = arguments(ssl=True, **settings)["tls"]
     assert tls["verify_peer"] is verify_peer
     assert tls["verify_host"] is verify_host
     assert tls["ca_file"] == settings.get("ssl_ca_file")
+
+
+def test_old_tls_versions_are_taken_for_new_ones(caplog):
+    for version in ("TLSv1", "SSLv23", "TLSv1_1"):
+        arguments(ssl=True, ssl_version=version)
+        assert f"ssl_version {version} is taken for TLS 1.2 or newer" in caplog.text
+    assert len(caplog.records) == 3
+    arguments(ssl=True, ssl_version="TLSv1_2")
+    assert len(caplog.records) == 3
+
+
+def test_a_scheme_may_say_tls():
+    url = parse("fastmsg+tls://h,g:1/")
+    assert _url.has_tls(url)
+    assert [host[:2] for host in _url.broker_hosts(url)] == [("h", 5671), ("g", 1)]
+    assert _url.broker_hosts(parse("fastmsg+tls:///"))[0][1] == 5671
+    assert not _url.has_tls(parse("fastmsg://h/"))
+    with pytest.raises(InvalidTransportURL, match="not fastmsg.ssl"):
+        _url.has_tls(parse("fastmsg+ssl://u:secret@h/"))
 
 
 def test_an_unknown_tls_version_is_refused():
