@@ -27,7 +27,9 @@ def main():
         CONF, url=os.environ.get("TRANSPORT_URL")
     )
     target = oslo_messaging.Target(topic="test")
-    client = oslo_messaging.get_rpc_client(transport, target, timeout=10)
+    # get_rpc_client() came with oslo.messaging 14.1.
+    make_client = getattr(oslo_messaging, "get_rpc_client", oslo_messaging.RPCClient)
+    client = make_client(transport, target, timeout=10)
 
     answer = client.call({}, "test", arg=CONF.arg)
     print(f"call test(arg={CONF.arg!r}) returned {answer!r}", flush=True)

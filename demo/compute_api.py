@@ -92,7 +92,9 @@ def main():
     target = oslo_messaging.Target(
         topic="conductor", namespace="compute_task", version="1.24"
     )
-    conductor = oslo_messaging.get_rpc_client(transport, target, timeout=10)
+    # get_rpc_client() came with oslo.messaging 14.1.
+    make_client = getattr(oslo_messaging, "get_rpc_client", oslo_messaging.RPCClient)
+    conductor = make_client(transport, target, timeout=10)
 
     conductor.cast(
         CONTEXT,

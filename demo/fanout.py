@@ -27,7 +27,9 @@ def main():
         CONF, url=os.environ.get("TRANSPORT_URL")
     )
     target = oslo_messaging.Target(topic="test", fanout=True)
-    everybody = oslo_messaging.get_rpc_client(transport, target)
+    # get_rpc_client() came with oslo.messaging 14.1.
+    make_client = getattr(oslo_messaging, "get_rpc_client", oslo_messaging.RPCClient)
+    everybody = make_client(transport, target)
 
     everybody.cast({}, "test", arg=CONF.arg)
     print(f"fanout cast test(arg={CONF.arg!r})", flush=True)

@@ -105,7 +105,8 @@ from oslo_config import cfg
 conf = cfg.CONF
 conf([], default_config_files=[], default_config_dirs=[])
 transport = oslo_messaging.get_rpc_transport(conf, "{url}")
-client = oslo_messaging.get_rpc_client(
+make = getattr(oslo_messaging, "get_rpc_client", oslo_messaging.RPCClient)  # 14.1
+client = make(
     transport, oslo_messaging.Target(topic="{topic}"), timeout=20)
 for i in range(20):
     assert client.call({{}}, "echo", arg=[{number}, i]) == [{number}, i]
