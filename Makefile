@@ -113,12 +113,10 @@ test-wsgi: build $(WSGI_VENV)/installed
 test-all: build $(WSGI_VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
-# Their names, for tox; those that are not found are said to be skipped.
-VERSIONS = py3{10,11,12,13}-{oldest,middle,newest}
-
+# Tests that compile do so with clang, too, which is lint's.
 test-versions: packages $(VENV)/made-tox
-	$(BIN)/tox run --skip-missing-interpreters true -e '$(VERSIONS)' \
-		--discover $(shell tools/find_pythons.sh) $(if $(ARGS),-- $(ARGS))
+	@tools/install_packages.sh lint
+	$(BIN)/python tools/run_versions.py $(ARGS)
 
 test-faults: build
 	$(BIN)/python -m pytest -s tests/faults $(ARGS)
