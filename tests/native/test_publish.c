@@ -1037,6 +1037,30 @@ a_refused_login_fails_all_at_once(void)
     tear_down();
 }
 
+/* Nobody waits for it, so nobody could be told, and the login may be mended
+ * yet. */
+static void
+a_refused_login_keeps_replies(void)
+{
+    fm_error refused = { .status = FM_REFUSED, .code = 403, .text = "no" };
+    fm_message *reply;
+
+    set_up();
+    go_down(&lost);
+    reply = new_message(FM_LANE_RPC, "", "reply");
+    reply->handed_over = true;
+    reply->hold_ns = FM_NS_PER_S;
+    submit(reply);
+    fm_publisher_round_failed(&publisher, &refused);
+    CHECK_INT(fm_message_status(reply), FM_AGAIN);
+    CHECK_INT(reply->place, FM_PLACE_UNSENT);
+    CHECK(fm_publisher_is_wanted(&publisher));
+    fm_publisher_close(&publisher);
+    expect_end(reply, FM_CLOSED);
+    go_up();
+    tear_down();
+}
+
 static void
 a_timeout_says_what_was_waited_for(void)
 {
@@ -1251,6 +1275,7 @@ main(void)
     RUN(a_closed_channel_fails_the_guilty_message_only);
     RUN(a_vanished_exchange_is_declared_again_but_not_for_ever);
     RUN(a_refused_login_fails_all_at_once);
+    RUN(a_refused_login_keeps_replies);
     RUN(a_timeout_says_what_was_waited_for);
     RUN(no_message_is_lost_or_ended_twice_whatever_comes);
     return 0;

@@ -1,0 +1,255 @@
+"""Promises of docs/semantics.rst that no other test has: deaths, limits, doubles."""
+
+import threading
+import time
+
+import oslo_messaging
+import pytest
+from fix_objects import wait_until
+from fix_peer import Notes, TestEndpoint, standalone_peers
+from fix_proxy import named
+from fix_wire import payload_of, request
+
+import oslo_fastmsg
+
+QUICK = {
+    "kombu_reconnect_delay": 0.05,
+    "rabbit_retry_backoff": 0,
+    "rabbit_interval_max": 1,
+}
+
+
+def serve_until_killed(pipe, url, directory, topic, kind):
+    """Say what was begun, and never finish it."""
+
+    class Endpoint:
+        def work(self, ctxt, number):
+            pipe.send(number)
+            threading.Event().wait()
+
+    def begin(note):
+        pipe.send(note["payload"])
+        threading.Event().wait()
+
+    with standalone_peers(url, directory) as peers:
+        if kind == "request":
+            peers.server("fast", Endpoint(), topic=topic, threads=1)
+        else:
+            peers.listener("fast", Notes(["info"], begin), topics=[topic], threads=1)
+        pipe.send("up")
+        pipe.recv()
+
+
+def test_a_request_that_ran_when_its_server_was_killed_is_not_run_again(
+    fast, peers, topic, broker, tmp_path
+):
+    seen = []
+
+    class Endpoint:
+        def work(self, ctxt, number):
+            seen.append(number)
+
+    child = peers.child(
+        serve_until_killed, broker.url(), str(tmp_path), topic, "request"
+    )
+    assert child.receive() == "up"
+    client = peers.client(fast, topic=topic)
+    client.cast({}, "work", number=1)
+    assert child.receive() == 1
+
+    child.kill()
+
+    peers.server(fast, Endpoint(), topic=topic, threads=1)
+    client.call({}, "work", number=2)
+    assert seen == [2]
+    assert broker.queue(topic)["messages"] == 0
+
+
+def test_a_notification_whose_listener_was_killed_comes_to_the_next(
+    fast, peers, topic, broker, tmp_path
+):
+    child = peers.child(serve_until_killed, broker.url(), str(tmp_path), topic, "note")
+    assert child.receive() == "up"
+    peers.notifier(fast, topic).info({}, "event", "again")
+    assert child.receive() == "again"
+
+    child.kill()
+
+    notes = Notes(["info"])
+    peers.listener(fast, notes, topics=[topic])
+    assert [note["payload"] for note in notes.seen.wait()] == ["again"]
+
+
+def test_a_notification_comes_twice_if_its_connection_goes_while_it_is_handled(
+    fast, peers, topic, proxy
+):
+    gate = threading.Event()
+    notes = Notes(["info"], lambda note: gate.wait(20) and None)
+    peers.listener(fast, notes, topics=[topic], via=proxy, threads=2, rabbit=QUICK)
+    peers.notifier(fast, topic).info({}, "event", "twice")
+    notes.seen.wait(1)
+
+    proxy.cut()
+
+    assert [note["payload"] for note in notes.seen.wait(2)] == ["twice"] * 2
+    gate.set()
+
+
+def test_a_notification_whose_ack_is_lost_is_not_handled_again_by_its_listener(
+    fast, peers, topic, proxy, broker
+):
+    notes = Notes(["info"])
+    peers.listener(fast, notes, topics=[topic], via=proxy, threads=1, rabbit=QUICK)
+    notifier = peers.notifier(fast, topic)
+    proxy.cut_when(named("basic.ack", from_client=True), forward=False)
+    notifier.info({}, "event", "once")
+
+    proxy.wait_for(lambda: len(proxy.links()) == 2, what="a new connection")
+    notifier.info({}, "event", "after")
+
+    assert [note["payload"] for note in notes.seen.wait(2)] == ["once", "after"]
+    wait_until(lambda: broker.queue(f"{topic}.info")["messages"] == 0)
+    assert len(notes.seen) == 2
+
+
+@pytest.mark.slow
+def test_what_was_confirmed_survives_a_killed_broker_in_durable_queues_alone(
+    fast, own_broker, tmp_path
+):
+    kept, lost = TestEndpoint(), TestEndpoint()
+    # An exchange is durable or not: each needs its own.
+    durable = {"rabbit": {"amqp_durable_queues": True}, "control_exchange": "durable"}
+    with standalone_peers(own_broker.url(), str(tmp_path)) as peers:
+        for endpoint, topic, options in (
+            (kept, "kept", durable),
+            (lost, "lost", {}),
+        ):
+            # The queue stays when its server goes.
+            peers.stop(peers.server(fast, endpoint, topic=topic, **options))
+            client = peers.client(fast, topic=topic, **options)
+            client.cast({}, "echo", arg="before")
+
+        own_broker.kill()
+        own_broker.start()
+
+        for endpoint, topic, options in (
+            (kept, "kept", durable),
+            (lost, "lost", {}),
+        ):
+            peers.server(fast, endpoint, topic=topic, threads=1, **options)
+            client = peers.client(fast, topic=topic, **options)
+            assert client.call({}, "echo", arg="after") == "after"
+    assert kept.seen.items() == ["before", "after"]
+    assert lost.seen.items() == ["after"]
+
+
+def test_an_outage_uses_up_no_send_timeout(fast, peers, topic, proxy, background):
+    endpoint = TestEndpoint()
+    peers.server(fast, endpoint, topic=topic)
+    client = peers.client(
+        fast, topic=topic, via=proxy, rabbit=QUICK, query={"send_timeout": 1}
+    )
+    client.cast({}, "echo", arg="before")
+    proxy.slam()
+    proxy.cut()
+    start = time.monotonic()
+
+    pending = background(client.cast, {}, "echo", arg="through")
+
+    # Longer than the limit, by the tries that were in vain.
+    proxy.wait_for(lambda: proxy.slammed >= 3 and time.monotonic() - start > 2, 20)
+    assert not pending.is_done()
+    proxy.accept()
+    pending.result()
+    assert endpoint.seen.wait(2) == ["before", "through"]
+
+
+def test_a_loss_of_the_consuming_connection_uses_up_no_retry(fast, peers, topic, proxy):
+    peers.server(fast, TestEndpoint(), topic=topic)
+    client = peers.client(fast, topic=topic, via=proxy, retry=0, rabbit=QUICK)
+    client.call({}, "echo")
+    proxy.cut_when(named("basic.deliver", from_client=False), forward=False)
+
+    assert client.call({}, "echo", arg="comes") == "comes"
+
+    assert len(proxy.links()) == 3
+    assert [link.is_open for link in proxy.links()].count(False) == 1
+
+
+def test_a_refusal_that_is_over_is_found_by_the_next_message(
+    fast, peers, topic, broker
+):
+    url = f"fastmsg://late:word@{broker.host}:{broker.port}/"
+    client = peers.client(fast, topic=topic, url=url, rabbit=QUICK)
+    for _ in range(2):
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure, match="403"):
+            client.cast({}, "echo")
+
+    broker.add_user("late", "word")
+
+    client.cast({}, "echo")
+
+
+def test_two_servers_of_a_topic_may_each_run_a_copy(fast, peers, topic, spy):
+    """Each remembers what it ran itself."""
+    first, second = TestEndpoint("first"), TestEndpoint("second")
+    body = request("who")
+    server = peers.server(fast, first, topic=topic, server="first")
+    spy.send("openstack", topic, body)
+    first.seen.wait()
+    peers.stop(server)
+
+    peers.server(fast, second, topic=topic, server="second")
+    spy.send("openstack", topic, body)
+
+    assert second.seen.wait() == ["second"]
+
+
+def test_what_the_program_sends_again_has_an_id_of_its_own(fast, peers, topic, proxy):
+    endpoint = TestEndpoint()
+    peers.server(fast, endpoint, topic=topic)
+    client = peers.client(fast, topic=topic, via=proxy)
+
+    for _ in range(2):
+        client.cast({}, "echo", arg="same")
+
+    assert endpoint.seen.wait(2) == ["same", "same"]
+    ids = [payload_of(each.body)["_unique_id"] for each in proxy.publications()]
+    assert len(set(ids)) == len(ids) == 2
+
+
+def test_a_reply_that_is_not_confirmed_in_time_is_dropped_with_a_line(
+    fast, peers, topic, proxy, spy, caplog
+):
+    peers.server(
+        fast, TestEndpoint(), topic=topic, via=proxy, query={"send_timeout": 1}
+    )
+    replies = spy.tap()
+    proxy.drop(named("basic.ack", from_client=False))
+
+    spy.send("openstack", topic, request("echo", None, replies.queue, arg=1))
+
+    replies.get()  # it has arrived; what is missing is the word of it
+    wait_until(lambda: "dropped the reply" in caplog.text, 10)
+    assert "did not take it in time" in caplog.text
+
+
+def test_a_started_server_outlives_refusals(
+    fast, peers, topic, proxy, broker, spy, caplog
+):
+    """Somebody declares its queue with other options while it is away."""
+    endpoint = TestEndpoint()
+    peers.server(fast, endpoint, topic=topic, via=proxy, rabbit=QUICK)
+    proxy.refuse()
+    proxy.cut()
+    broker.delete_queue(topic)
+    spy.queue(topic, **{"x-max-length": 7})
+
+    proxy.accept()
+    wait_until(lambda: "opening it again" in caplog.text)
+    assert not oslo_fastmsg.health()["ok"]
+    broker.delete_queue(topic)
+    wait_until(lambda: oslo_fastmsg.health()["ok"])
+
+    client = peers.client(fast, topic=topic)
+    assert client.call({}, "echo", arg="here") == "here"
