@@ -262,6 +262,26 @@ def test_an_alarm_bounds_calls_and_casts(fast, peers, topic, broker, alarm):
     client.prepare(timeout=20).cast({}, "echo")
 
 
+@pytest.mark.parametrize("kind", ["fanout", "notification"])
+def test_an_alarm_bounds_fanouts_and_notifications(
+    fast, peers, topic, broker, alarm, kind
+):
+    client = peers.client(fast, topic=topic, query={"send_timeout": TIMEOUT})
+    send = {
+        "fanout": lambda: client.prepare(fanout=True).cast({}, "echo"),
+        "notification": lambda: notify(client.transport, topic),
+    }[kind]
+    send()
+    alarm()
+    for _ in range(2):
+        start_cast(client)
+
+    assert_times_out(send, error=oslo_messaging.MessageDeliveryFailure)
+
+    broker.clear_alarm()
+    send()
+
+
 def start_cast(client):
     try:
         client.cast({}, "echo")

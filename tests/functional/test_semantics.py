@@ -6,7 +6,7 @@ import time
 import oslo_messaging
 import pytest
 from fix_objects import wait_until
-from fix_peer import Notes, TestEndpoint, standalone_peers
+from fix_peer import Log, Notes, TestEndpoint, standalone_peers
 from fix_proxy import named
 from fix_wire import payload_of, request
 
@@ -232,6 +232,56 @@ def test_a_reply_that_is_not_confirmed_in_time_is_dropped_with_a_line(
     replies.get()  # it has arrived; what is missing is the word of it
     wait_until(lambda: "dropped the reply" in caplog.text, 10)
     assert "did not take it in time" in caplog.text
+
+
+def test_a_worker_who_finds_no_room_for_a_reply_gives_it_up_in_time(
+    fast, peers, topic, proxy, spy, caplog
+):
+    """More of them than may wait: each ends as a line in the log, one or the other."""
+    count = 12
+    seen = Log()
+
+    class Endpoint:
+        def big(self, ctxt):
+            seen.add(1)
+            return "x" * 10**6
+
+    peers.server(
+        fast, Endpoint(), topic=topic, via=proxy, threads=1, query={"send_timeout": 1}
+    )
+    queue = spy.queue()
+    proxy.drop(named("basic.ack", from_client=False))
+
+    for _ in range(count):
+        spy.send("openstack", topic, request("big", None, queue))
+
+    seen.wait(count)
+
+    def lines():
+        return sum(
+            caplog.text.count(text) for text in ("dropped the reply:", "is lost:")
+        )
+
+    wait_until(lambda: lines() == count, 20, "a line for each reply")
+
+
+def test_a_fanout_is_lost_while_its_exchange_has_no_bindings(
+    fast, peers, topic, proxy, broker
+):
+    endpoint = TestEndpoint()
+    peers.server(fast, endpoint, topic=topic, via=proxy, threads=1, rabbit=QUICK)
+    fanout = peers.client(fast, topic=topic).prepare(fanout=True)
+    fanout.cast({}, "echo", arg="before")
+    endpoint.seen.wait(1)
+
+    broker.delete_exchange(f"{topic}_fanout")
+    fanout.cast({}, "echo", arg="lost")
+    proxy.cut()
+    proxy.wait_for(lambda: len(proxy.open_links()) == 1)
+    wait_until(lambda: oslo_fastmsg.health()["ok"])
+
+    fanout.cast({}, "echo", arg="after")
+    assert endpoint.seen.wait(2) == ["before", "after"]
 
 
 def test_a_started_server_outlives_refusals(

@@ -234,6 +234,118 @@ def test_nobody_is_told_of_a_reply(semantics):
         assert not RAISED & set(literals(row["reply"]))
 
 
+def numbers_in(document):
+    """Give the numbers of the promises, in their order."""
+    return [
+        int(node.astext()[:-1])
+        for node in document.findall(nodes.strong)
+        if re.fullmatch(r"\d+\.", node.astext())
+    ]
+
+
+def promised_tests(document):
+    """Give the named tests of each number: path::name."""
+    found = {}
+    for field in document.findall(nodes.field):
+        number = int(field[0].astext())
+        assert number not in found
+        found[number] = literals(field[1])
+    return found
+
+
+def names_in(path):
+    """Give the tests of a file that are run: of Python or of C."""
+    source = (ROOT / path).read_text()
+    if path.endswith(".c"):
+        return set(re.findall(r"^    RUN\((\w+)\);$", source, re.MULTILINE))
+    return {
+        node.name
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def wrong_promises(document):
+    """Tell what is wrong with the numbers of a text and their tests."""
+    numbers, tests = numbers_in(document), promised_tests(document)
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"the numbers are not 1 to {len(numbers)}, in order: {numbers}"
+    for number in sorted(set(numbers) ^ set(tests)):
+        yield f"{number} has no promise or no tests"
+    for number, names in tests.items():
+        if not names:
+            yield f"{number} has no tests"
+        for name in names:
+            path, _, test = name.partition("::")
+            if not path.startswith("tests/") or not (ROOT / path).is_file():
+                yield f"{number}: there is no file of {name}"
+            elif test not in names_in(path):
+                yield f"{number}: there is no test {name}"
+
+
+def unnumbered(document):
+    """Give the prose that promises something without a number.
+
+    Not what comes before the first section, and not what leads in to a list or says
+    how the table of exceptions is to be read.
+    """
+    for section in document.findall(nodes.section):
+        for node in section.children:
+            items = [node]
+            if isinstance(node, nodes.bullet_list):
+                items = [item[0] for item in node.children]
+            for item in items:
+                if isinstance(item, nodes.paragraph):
+                    text = item.astext()
+                    is_lead = text.endswith(":") or text.startswith("Rows are what")
+                    if not is_lead and not re.match(r"\d+\. ", text):
+                        yield text
+
+
+def test_each_promise_names_tests_that_exist(semantics):
+    assert len(numbers_in(semantics)) > 60
+    assert list(wrong_promises(semantics)) == []
+
+
+def test_there_is_no_promise_without_a_number(semantics):
+    assert list(unnumbered(semantics)) == []
+    for found in semantics.findall(nodes.table):
+        for row in list(found.findall(nodes.row))[1:]:
+            assert re.match(r"\d+\. ", row[0].astext())
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("**1.** A.\n\n:1: ``tests/unit/test_docs.py::test_text_is_valid``\n", 0),
+        ("**1.** A.\n\n:1: ``tests/native/test_buf.c::main``\n", 1),
+        ("**1.** A.\n\n:1: ``tests/unit/test_docs.py::test_of_nothing``\n", 1),
+        ("**1.** A.\n\n:1: ``tests/unit/test_docs.py::read``\n", 1),
+        ("**1.** A.\n\n:1: ``tests/unit/no_file.py::test_text_is_valid``\n", 1),
+        ("**1.** A.\n\n:1: by and by\n", 1),
+        ("**1.** A.\n", 1),
+        ("**2.** A.\n\n:2: ``tests/unit/test_docs.py::test_text_is_valid``\n", 1),
+        ("A.\n\n:1: ``tests/unit/test_docs.py::test_text_is_valid``\n", 1),
+    ],
+)
+def test_a_promise_without_its_test_is_found(tmp_path, text, wrong):
+    path = tmp_path / "promises.rst"
+    path.write_text(f"Title\n=====\n\nA word before.\n\n{text}")
+    assert len(list(wrong_promises(read(path)))) == wrong
+
+
+def test_the_time_of_day_is_shown_and_never_waited_for():
+    shown = {"csrc/py/look.c", "oslo_fastmsg/_looking.py"}
+    words = r"CLOCK_REALTIME|gettimeofday|\btime\(|time\.time\(|datetime"
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("csrc/*/*.[ch]", "oslo_fastmsg/*.py")
+        for path in ROOT.glob(pattern)
+        if re.search(words, path.read_text())
+    }
+    assert found == shown
+
+
 # --- operators.rst ---
 
 
