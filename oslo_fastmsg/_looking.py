@@ -20,7 +20,7 @@ __all__ = ["Health", "Stats", "health", "stats"]
 # another byte; two of them are the core's end of patience.
 _SILENT_HEARTBEATS = 1.5
 
-# A consumer that is verified at all is verified more often than that.
+# Queues of replies are verified more often than that, those of servers are not.
 _VERIFIED_S = 60.0
 
 
@@ -186,5 +186,5 @@ def _consumer_reasons(it: ConsumerHealth) -> Iterator[str]:
     names = ", ".join(f"'{name}'" for name in it["queues"])
     if not it["present"]:
         yield f"{what} {names} is not there ({it['state']})"
-    elif it["verified_s"] is not None and it["verified_s"] > _VERIFIED_S:
+    elif it["replies"] and (it["verified_s"] or 0.0) > _VERIFIED_S:
         yield f"{what} {names} is not verified since {it['verified_s']:.0f} s"

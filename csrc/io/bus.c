@@ -7,6 +7,9 @@
 /* How often confirms are read that nobody waits for. */
 #define LOOK_NS (2 * FM_NS_PER_MS)
 
+/* Channel numbers of the consuming connection; consumers have those above. */
+enum { VERIFIER_ID = 1 };
+
 /* --- the publishing connection --- */
 
 static bool
@@ -114,6 +117,7 @@ consuming_down(fm_conn *conn, const fm_error *why)
     fm_bus *bus = conn->owner;
 
     (void)why;
+    fm_verifier_down(&bus->verifier);
     for (fm_consumer *each = bus->members; each != NULL; each = each->next)
         fm_consumer_down(each);
 }
@@ -143,6 +147,8 @@ consuming_channel(fm_conn *conn, uint16_t id)
 {
     fm_bus *bus = conn->owner;
 
+    if (id == VERIFIER_ID)
+        return &bus->verifier.channel;
     if (id >= bus->by_id_len || bus->by_id[id] == NULL)
         return NULL;
     return &bus->by_id[id]->channel;
@@ -186,6 +192,7 @@ bus_new(const char *key, fm_conn_config *config, fm_bus **out)
     fm_conn_init(
         &bus->consuming, &consuming_ops, bus, "consume", config, waker);
     fm_publisher_init(&bus->publisher, &bus->publishing.output);
+    fm_verifier_init(&bus->verifier, &bus->consuming.output, VERIFIER_ID);
     *out = bus;
     return FM_OK;
 }
@@ -204,6 +211,7 @@ fm_bus_unref(fm_bus *bus)
         || atomic_fetch_sub_explicit(&bus->refs, 1, memory_order_acq_rel) > 1)
         return;
     fm_publisher_fini(&bus->publisher);
+    fm_verifier_fini(&bus->verifier);
     fm_conn_fini(&bus->publishing);
     fm_conn_fini(&bus->consuming);
     fm_reply_table_fini(&bus->replies);
@@ -442,7 +450,7 @@ fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer)
 static uint16_t
 free_id(fm_bus *bus)
 {
-    size_t id = 1, len;
+    size_t id = VERIFIER_ID + 1, len;
     fm_consumer **by_id;
 
     while (id < bus->by_id_len && bus->by_id[id] != NULL)
@@ -522,6 +530,7 @@ dismiss_closed(fm_bus *bus)
         *link = consumer->next;
         count_consumed(consumer, &bus->retired);
         fm_mutex_unlock(&bus->lock);
+        fm_verifier_forget(&bus->verifier, consumer);
         if (consumer->channel.id != 0)
             bus->by_id[consumer->channel.id] = NULL;
         /* The bus may live on for others, but whose replies came here will
@@ -665,6 +674,9 @@ fm_bus_step(fm_bus *bus, int64_t now)
         next = each < next ? each : next;
     }
     dismiss_closed(bus);
+    each = fm_verifier_step(&bus->verifier, bus->members, now,
+        bus->consuming.state == FM_CONN_OPEN);
+    next = each < next ? each : next;
     each = fm_conn_step(&bus->consuming, now);
     next = each < next ? each : next;
     /* After the consumers: what waits at their gates may go at once. */

@@ -18,6 +18,7 @@
 #include "io/consume.h"
 #include "io/publish.h"
 #include "io/reply.h"
+#include "io/verify.h"
 
 #include <poll.h>
 #include <stdbool.h>
@@ -53,7 +54,8 @@ typedef struct fm_bus {
     atomic_bool gone; /* the I/O thread has let go of it */
 
     /* FM_OWNED_BY_THREAD(io). */
-    int64_t looked_at; /* for confirms that nobody waits for */
+    fm_verifier verifier; /* on the consuming connection */
+    int64_t looked_at;    /* for confirms that nobody waits for */
     /* Shared; linked by next. The list changes with `lock` held, because
      * other threads walk it to look. */
     fm_consumer *members;

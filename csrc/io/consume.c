@@ -15,6 +15,15 @@ enum {
 #define ACK_DELAY_NS (20 * FM_NS_PER_MS)
 #define FIRST_PAUSE_NS (100 * FM_NS_PER_MS)
 #define LAST_PAUSE_NS (5 * FM_NS_PER_S)
+/* After it came back, and after the look before. A broker with many queues
+ * takes its time to forget those of a node that died. */
+#define FIRST_LOOK_NS FM_NS_PER_S
+#define NEXT_LOOK_NS (9 * FM_NS_PER_S)
+enum { LOOKS = 2 };
+/* From then on, those of replies, for the sake of health(); and others of which
+ * one was gone: what the broker has left of it may expire by and by, and then
+ * deletes the new one, which has its name. */
+#define WATCH_NS (45 * FM_NS_PER_S)
 
 /* --- life --- */
 
@@ -41,7 +50,11 @@ fm_consumer_new(const fm_consumer_config *config, fm_topology *topology,
     fm_channel_init(&consumer->channel, &consumer_ops, consumer, output);
     consumer->queues = calloc(config->queue_count, sizeof(char *));
     consumer->cancelled = calloc(config->queue_count, sizeof(bool));
-    if (consumer->queues == NULL || consumer->cancelled == NULL)
+    consumer->missing = calloc(config->queue_count, sizeof(bool));
+    consumer->verify_at = FM_NEVER;
+    atomic_init(&consumer->verified_at, 0);
+    if (consumer->queues == NULL || consumer->cancelled == NULL
+        || consumer->missing == NULL)
         goto fail;
     for (; consumer->queue_count < config->queue_count;
          consumer->queue_count++) {
@@ -99,6 +112,7 @@ fm_consumer_unref(fm_consumer *consumer)
         free(consumer->queues[i]);
     free(consumer->queues);
     free(consumer->cancelled);
+    free(consumer->missing);
     fm_mutex_fini(&consumer->lock);
     free(consumer);
 }
@@ -396,6 +410,29 @@ write_declare(fm_script *script, const fm_consumer *consumer, bool consume)
 }
 
 static fm_status
+write_cancel_one(fm_script *script, size_t index)
+{
+    char tag[8];
+
+    snprintf(tag, sizeof(tag), "%u", (unsigned)index + 1);
+    return fm_script_add_cancel(script, tag);
+}
+
+/* The broker may have forgotten a queue and still have our consumer of it:
+ * the tag would be taken, which ends the connection (530). To cancel what is
+ * not there is no error. */
+static fm_status
+write_release(fm_script *script, const fm_consumer *consumer)
+{
+    fm_status status = FM_OK;
+
+    for (size_t i = 0; i < consumer->queue_count && status == FM_OK; i++)
+        if (consumer->missing[i] && !consumer->cancelled[i])
+            status = write_cancel_one(script, i);
+    return status;
+}
+
+static fm_status
 write_recover(fm_script *script, const fm_consumer *consumer)
 {
     fm_status status = fm_topology_write(consumer->topology, script);
@@ -410,14 +447,10 @@ static fm_status
 write_cancel(fm_script *script, const fm_consumer *consumer)
 {
     fm_status status = FM_OK;
-    char tag[8];
 
-    for (size_t i = 0; i < consumer->queue_count && status == FM_OK; i++) {
-        if (consumer->cancelled[i])
-            continue;
-        snprintf(tag, sizeof(tag), "%u", (unsigned)i + 1);
-        status = fm_script_add_cancel(script, tag);
-    }
+    for (size_t i = 0; i < consumer->queue_count && status == FM_OK; i++)
+        if (!consumer->cancelled[i])
+            status = write_cancel_one(script, i);
     return status;
 }
 
@@ -489,13 +522,21 @@ give_back_intake(fm_consumer *consumer)
 }
 
 static void
+forget_losses(fm_consumer *consumer)
+{
+    consumer->any_lost = false;
+    consumer->releases = false;
+    memset(consumer->cancelled, 0, consumer->queue_count * sizeof(bool));
+    memset(consumer->missing, 0, consumer->queue_count * sizeof(bool));
+}
+
+static void
 forget_channel(fm_consumer *consumer)
 {
     if (consumer->table == NULL) /* the broker has replies no more */
         free_list(empty_intake(consumer));
     consumer->unacked = 0;
-    consumer->any_cancelled = false;
-    memset(consumer->cancelled, 0, consumer->queue_count * sizeof(bool));
+    forget_losses(consumer);
 }
 
 static void
@@ -511,20 +552,66 @@ run(fm_consumer *consumer, fm_script *script, fm_status status,
         consumer->retry_at = now + FIRST_PAUSE_NS; /* out of memory */
 }
 
+/* What the broker has cancelled, and what is missing. A cancel-ok comes from
+ * the process of the queue, and so at any time between the channel's own
+ * answers: that is waited for first. */
+static void
+recover(fm_consumer *consumer, int64_t now)
+{
+    fm_script script;
+    fm_status status;
+
+    fm_script_init(&script, consumer->channel.id);
+    status = write_release(&script, consumer);
+    consumer->releases = script.count > 0;
+    if (status == FM_OK && !consumer->releases)
+        status = write_recover(&script, consumer);
+    consumer->recovers = true;
+    run(consumer, &script, status, FM_CONSUMER_STARTING, now);
+    if (consumer->channel.state != FM_CHANNEL_BUSY) { /* out of memory */
+        consumer->releases = false;
+        set_state(consumer, FM_CONSUMER_CONSUMING); /* and once more */
+    } else if (consumer->releases) {
+        for (size_t i = 0; i < consumer->queue_count; i++)
+            consumer->cancelled[i] |= consumer->missing[i];
+    } else {
+        forget_losses(consumer);
+    }
+}
+
+static void
+begin_consuming(fm_consumer *consumer, int64_t now)
+{
+    atomic_store(&consumer->verified_at, now);
+    consumer->is_untold = false;
+    consumer->verify_at = FM_NEVER;
+    if (consumer->recovers) {
+        consumer->verify_at = now + FIRST_LOOK_NS;
+        consumer->looks = LOOKS - 1;
+    }
+    set_state(consumer, FM_CONSUMER_CONSUMING);
+}
+
 static void
 consumer_done(fm_channel *channel)
 {
     fm_consumer *consumer = channel->owner;
+    int64_t now = fm_now();
 
     switch (consumer->state) { /* written by this thread */
     case FM_CONSUMER_DECLARING:
         consumer->established = true;
-        consumer->stands_since = fm_now();
-        set_state(consumer,
-            consumer->consumes ? FM_CONSUMER_CONSUMING : FM_CONSUMER_DECLARED);
+        consumer->stands_since = now;
+        if (consumer->consumes)
+            begin_consuming(consumer, now);
+        else
+            set_state(consumer, FM_CONSUMER_DECLARED);
         break;
     case FM_CONSUMER_STARTING:
-        set_state(consumer, FM_CONSUMER_CONSUMING);
+        if (consumer->releases)
+            recover(consumer, now);
+        else
+            begin_consuming(consumer, now);
         break;
     case FM_CONSUMER_STOPPING:
         give_back_intake(consumer);
@@ -606,7 +693,7 @@ take_cancel(fm_consumer *consumer, fm_slice payload)
         "it again",
         consumer->queues[index]);
     consumer->cancelled[index] = true;
-    consumer->any_cancelled = true;
+    consumer->any_lost = true;
     return status;
 }
 
@@ -670,8 +757,13 @@ take_reply(fm_consumer *consumer, fm_delivery *delivery)
 
     /* Late ones are counted there, and acked like the others. */
     consumer->unacked_tag = delivery->deliver.delivery_tag;
-    if (consumer->unacked++ == 0)
-        consumer->ack_due = fm_now() + ACK_DELAY_NS;
+    if (consumer->unacked++ == 0) {
+        int64_t now = fm_now();
+
+        if (!consumer->is_untold)
+            atomic_store(&consumer->verified_at, now);
+        consumer->ack_due = now + ACK_DELAY_NS;
+    }
     if (fm_frame_find_header(
             delivery->content.headers, "compression", &compression)
             == FM_OK
@@ -797,18 +889,15 @@ move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
         if (now < consumer->retry_at)
             return;
         consumer->consumes = goal == FM_GOAL_CONSUMING;
+        consumer->recovers = consumer->established;
         status = write_declare(&script, consumer, consumer->consumes);
         run(consumer, &script, status, FM_CONSUMER_DECLARING, now);
     } else if (consumer->state == FM_CONSUMER_DECLARED
         && goal == FM_GOAL_CONSUMING) {
         status = write_consume_all(&script, consumer);
         run(consumer, &script, status, FM_CONSUMER_STARTING, now);
-    } else if (consumer->any_cancelled
-        && consumer->state == FM_CONSUMER_CONSUMING) {
-        status = write_recover(&script, consumer);
-        consumer->any_cancelled = false;
-        memset(consumer->cancelled, 0, consumer->queue_count * sizeof(bool));
-        run(consumer, &script, status, FM_CONSUMER_STARTING, now);
+    } else if (consumer->any_lost && consumer->state == FM_CONSUMER_CONSUMING) {
+        recover(consumer, now);
     }
 }
 
@@ -846,4 +935,70 @@ fm_consumer_step(fm_consumer *consumer, int64_t now, bool up)
         && consumer->retry_at < next)
         next = consumer->retry_at;
     return next;
+}
+
+/* --- are its queues still there? (I/O thread, for verify.h) --- */
+
+fm_deadline
+fm_consumer_verify_at(const fm_consumer *consumer)
+{
+    return consumer->state == FM_CONSUMER_CONSUMING && !consumer->is_untold
+        ? consumer->verify_at
+        : FM_NEVER;
+}
+
+/* A durable classic queue is left out: it is away as long as its node is,
+ * which is said by the same 404, and declaring it again changes nothing. */
+bool
+fm_consumer_may_lose(const fm_consumer *consumer, size_t index)
+{
+    const char *queue = consumer->queues[index];
+
+    return fm_topology_is_transient(consumer->topology, queue)
+        || (consumer->table != NULL
+            && fm_topology_is_quorum(consumer->topology, queue));
+}
+
+void
+fm_consumer_verified(fm_consumer *consumer, int64_t now)
+{
+    atomic_store(&consumer->verified_at, now);
+    consumer->verify_at = FM_NEVER;
+    if (consumer->looks > 0) {
+        consumer->looks--;
+        consumer->verify_at = now + NEXT_LOOK_NS;
+    } else if (consumer->is_watched || consumer->table != NULL) {
+        consumer->verify_at = now + WATCH_NS;
+    }
+}
+
+void
+fm_consumer_lost(fm_consumer *consumer, size_t index)
+{
+    if (consumer->state != FM_CONSUMER_CONSUMING)
+        return; /* it is about to be set up again, or to end */
+    fm_event_post(FM_WARNING,
+        "the queue '%s' is gone, and the broker did not say so: declaring and "
+        "consuming it again",
+        consumer->queues[index]);
+    /* What its other queues may have lost another process may have declared
+     * again, so that looking for them tells nothing. */
+    for (size_t i = 0; i < consumer->queue_count; i++)
+        consumer->missing[i] = fm_consumer_may_lose(consumer, i);
+    consumer->any_lost = true;
+    consumer->is_watched = true;
+    consumer->verify_at = FM_NEVER;
+}
+
+void
+fm_consumer_not_verified(fm_consumer *consumer, const fm_close *why)
+{
+    char text[FM_ERROR_TEXT / 2];
+
+    fm_amqp_print_close(text, sizeof(text), why);
+    fm_event_post(FM_WARNING,
+        "whether the queue '%s' is still there the broker does not say: %s",
+        consumer->queues[0], text);
+    consumer->is_untold = true;
+    atomic_store(&consumer->verified_at, 0);
 }

@@ -87,14 +87,26 @@ typedef struct fm_consumer {
     fm_counter duplicates;
     fm_counter rejected; /* for good: not given back to the queue */
 
+    /* When the broker showed last that queues and consumers are there: it
+     * took the consumers, found the queues, or delivered a reply. 0: never.
+     * Written by the I/O thread. */
+    atomic_int_fast64_t verified_at;
+
     /* FM_OWNED_BY_THREAD(io). */
     fm_channel channel;
     struct fm_consumer *next; /* of the connection's */
     int64_t joined;           /* when it became one of them */
     bool established;         /* was declared once: never FAILED any more */
     bool *cancelled; /* owned; by queue: the broker ended its consumer */
-    bool any_cancelled;
-    bool consumes; /* the script under way ends in consuming */
+    bool *missing;   /* owned; by queue: it is gone, the consumer may not be */
+    bool any_lost;   /* cancelled or missing */
+    bool consumes;   /* the script under way ends in consuming */
+    bool recovers;   /* and it has consumed before */
+    bool releases;   /* it gives up the consumers of missing queues */
+    bool is_watched; /* a queue was missing: looked for from then on */
+    bool is_untold;  /* the broker refused to say whether they are there */
+    int64_t verify_at; /* when to look whether its queues are there */
+    unsigned looks;    /* to come after that one */
     int64_t retry_at;
     int64_t pause_ns;     /* before the next one, if it does not stand */
     int64_t stands_since; /* when it was declared */
@@ -166,6 +178,17 @@ void fm_consumer_down(fm_consumer *consumer);
 /* Every host refused us: tell who waits to be declared for the first time. */
 void fm_consumer_refused(fm_consumer *consumer, const fm_error *why);
 fm_deadline fm_consumer_step(fm_consumer *consumer, int64_t now, bool up);
+
+/* For the verifier (verify.h). When its queues are to be looked for; FM_NEVER
+ * unless it consumes. */
+fm_deadline fm_consumer_verify_at(const fm_consumer *consumer);
+/* Could the queue of this index be gone without a basic.cancel? */
+bool fm_consumer_may_lose(const fm_consumer *consumer, size_t index);
+/* What came of it: all are there; this one is gone; the broker will not say. */
+void fm_consumer_verified(fm_consumer *consumer, int64_t now);
+void fm_consumer_lost(fm_consumer *consumer, size_t index);
+void fm_consumer_not_verified(fm_consumer *consumer, const fm_close *why);
+
 /* The bus is closed: end in FM_CONSUMER_CLOSED. */
 void fm_consumer_abandon(fm_consumer *consumer);
 

@@ -83,6 +83,17 @@ fm_script_add_queue(fm_script *script, const fm_queue *queue)
 }
 
 fm_status
+fm_script_add_queue_look(fm_script *script, const char *name)
+{
+    fm_queue queue = { .name = name };
+
+    return sent(script,
+        fm_amqp_put_queue_declare(
+            &script->frames, script->channel, &queue, true),
+        FM_METHOD_QUEUE_DECLARE_OK);
+}
+
+fm_status
 fm_script_add_bind(fm_script *script, const char *queue, const char *exchange,
     const char *routing_key)
 {

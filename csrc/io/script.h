@@ -37,6 +37,9 @@ FM_MUST_CHECK fm_status fm_script_add_exchange(
     fm_script *script, const fm_exchange *exchange);
 FM_MUST_CHECK fm_status fm_script_add_queue(
     fm_script *script, const fm_queue *queue);
+/* Passive: is there a queue of this name? 404 if not. */
+FM_MUST_CHECK fm_status fm_script_add_queue_look(
+    fm_script *script, const char *name);
 FM_MUST_CHECK fm_status fm_script_add_bind(fm_script *script, const char *queue,
     const char *exchange, const char *routing_key);
 /* `arguments` may be NULL: none. */

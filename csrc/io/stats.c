@@ -80,12 +80,12 @@ presence_of(fm_consumer_goal goal, fm_consumer_state state)
 void
 fm_consumer_look_at(fm_consumer *consumer, int64_t now, fm_consumer_look *out)
 {
+    int64_t verified_at = atomic_load(&consumer->verified_at);
     fm_consumer_goal goal;
 
-    (void)now;
     fm_consumer_states_get(consumer, &goal, &out->state);
     out->presence = presence_of(goal, out->state);
-    out->verified_ns = -1; /* the broker is not asked yet */
+    out->verified_ns = verified_at == 0 ? -1 : age(now, verified_at);
 }
 
 int64_t

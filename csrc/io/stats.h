@@ -43,8 +43,8 @@ typedef enum fm_presence {
 typedef struct fm_consumer_look {
     fm_consumer_state state;
     fm_presence presence;
-    int64_t verified_ns; /* since the broker was last asked whether its queues
-                          * are there and consumed; -1: it never was */
+    int64_t verified_ns; /* since the broker showed that queues and consumers
+                          * are there; -1: it never did, or does not say */
 } fm_consumer_look;
 
 void fm_consumer_look_at(

@@ -209,6 +209,19 @@ fm_topology_is_quorum(const fm_topology *topology, const char *queue)
     return false;
 }
 
+bool
+fm_topology_is_transient(const fm_topology *topology, const char *queue)
+{
+    for (size_t i = 0; i < topology->count; i++) {
+        const struct fm_declaration *item = &topology->items[i];
+
+        if (item->kind == DECLARE_QUEUE
+            && strcmp(item->as.queue.name, queue) == 0)
+            return !item->as.queue.durable;
+    }
+    return false;
+}
+
 fm_status
 fm_topology_write(const fm_topology *topology, fm_script *script)
 {

@@ -109,6 +109,7 @@ WELL = {
         "consumers.0.present": False,
     },
     "a consumer that was verified lately": {"consumers.0.verified_s": 60.0},
+    "a server's queues that nobody looks for again": {"consumers.0.verified_s": 1e6},
     "a stopped consumer that is verified no more": {
         "consumers.0.wanted": False,
         "consumers.0.verified_s": 1e6,
