@@ -584,7 +584,7 @@ begin_consuming(fm_consumer *consumer, int64_t now)
 {
     atomic_store(&consumer->verified_at, now);
     consumer->is_untold = false;
-    consumer->verify_at = FM_NEVER;
+    consumer->verify_at = consumer->table != NULL ? now + WATCH_NS : FM_NEVER;
     if (consumer->recovers) {
         consumer->verify_at = now + FIRST_LOOK_NS;
         consumer->looks = LOOKS - 1;
