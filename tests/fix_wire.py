@@ -126,6 +126,10 @@ class Spy:
         self._channel.queue_declare(name, auto_delete=False, arguments=arguments)
         return name
 
+    def exchange(self, name: str, kind: str = "topic") -> None:
+        """Declare an exchange that is not durable."""
+        self._channel.exchange_declare(name, kind, durable=False, auto_delete=False)
+
     def tap(self, queue: str | None = None, **arguments: Any) -> Tap:
         """Declare a queue and consume from it."""
         return Tap(self, self.queue(queue, **arguments))

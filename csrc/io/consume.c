@@ -1,6 +1,7 @@
 #include "io/consume.h"
 
 #include "base/event.h"
+#include "io/adopt.h"
 #include "io/loop.h"
 #include "wire/envelope.h"
 
@@ -643,6 +644,12 @@ consumer_closed(fm_channel *channel, const fm_close *why)
     if (consumer->state == FM_CONSUMER_STOPPING
         || consumer->state == FM_CONSUMER_STOPPED) {
         set_state(consumer, FM_CONSUMER_STOPPED);
+        return;
+    }
+    if (consumer->state == FM_CONSUMER_DECLARING
+        && fm_adopt(consumer->topology, why)) {
+        consumer->retry_at = now;
+        set_state(consumer, FM_CONSUMER_DOWN);
         return;
     }
     (void)fm_error_set(&error, FM_REJECTED, why->code,

@@ -1,5 +1,7 @@
 #include "io/declare.h"
 
+#include "io/adopt.h"
+
 #include <stdlib.h>
 
 static const fm_channel_ops declarer_ops;
@@ -157,7 +159,10 @@ declarer_closed(fm_channel *channel, const fm_close *why)
         "the broker refused a declaration: %s", text);
     declarer->declaring = NULL;
     atomic_store(&topology->requested, 0);
-    declarer->ops->refused(declarer, topology, &error);
+    if (fm_adopt(topology, why))
+        declarer->ops->done(declarer); /* whoever needs it asks again */
+    else
+        declarer->ops->refused(declarer, topology, &error);
     fm_topology_unref(topology);
     fm_waker_signal(declarer->output->waker); /* for the next request */
 }

@@ -65,20 +65,21 @@ fm_script_add_qos(fm_script *script, uint16_t prefetch)
 }
 
 fm_status
-fm_script_add_exchange(fm_script *script, const fm_exchange *exchange)
+fm_script_add_exchange(
+    fm_script *script, const fm_exchange *exchange, bool passive)
 {
     return sent(script,
         fm_amqp_put_exchange_declare(
-            &script->frames, script->channel, exchange, false),
+            &script->frames, script->channel, exchange, passive),
         FM_METHOD_EXCHANGE_DECLARE_OK);
 }
 
 fm_status
-fm_script_add_queue(fm_script *script, const fm_queue *queue)
+fm_script_add_queue(fm_script *script, const fm_queue *queue, bool passive)
 {
     return sent(script,
         fm_amqp_put_queue_declare(
-            &script->frames, script->channel, queue, false),
+            &script->frames, script->channel, queue, passive),
         FM_METHOD_QUEUE_DECLARE_OK);
 }
 
@@ -87,10 +88,7 @@ fm_script_add_queue_look(fm_script *script, const char *name)
 {
     fm_queue queue = { .name = name };
 
-    return sent(script,
-        fm_amqp_put_queue_declare(
-            &script->frames, script->channel, &queue, true),
-        FM_METHOD_QUEUE_DECLARE_OK);
+    return fm_script_add_queue(script, &queue, true);
 }
 
 fm_status

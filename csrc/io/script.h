@@ -33,10 +33,11 @@ FM_MUST_CHECK fm_status fm_script_expect(fm_script *script, uint32_t method_id);
 FM_MUST_CHECK fm_status fm_script_add_open(fm_script *script);
 FM_MUST_CHECK fm_status fm_script_add_confirm(fm_script *script);
 FM_MUST_CHECK fm_status fm_script_add_qos(fm_script *script, uint16_t prefetch);
+/* `passive`: only look for it. */
 FM_MUST_CHECK fm_status fm_script_add_exchange(
-    fm_script *script, const fm_exchange *exchange);
+    fm_script *script, const fm_exchange *exchange, bool passive);
 FM_MUST_CHECK fm_status fm_script_add_queue(
-    fm_script *script, const fm_queue *queue);
+    fm_script *script, const fm_queue *queue, bool passive);
 /* Passive: is there a queue of this name? 404 if not. */
 FM_MUST_CHECK fm_status fm_script_add_queue_look(
     fm_script *script, const char *name);

@@ -22,7 +22,10 @@ struct fm_declaration {
         } binding;
     } as;
     char *strings[3]; /* owned: what `as` points to */
-    fm_arg *args;     /* owned: as.queue.arguments, names and texts too */
+    /* FM_OWNED_BY_THREAD(io); see fm_topology_adopt() and the like. */
+    bool is_adopted; /* of a binding: left to others */
+    bool follows;
+    fm_arg *args; /* owned: as.queue.arguments, names and texts too */
 };
 
 static void
@@ -127,7 +130,7 @@ try_write(const fm_queue *queue)
     fm_status status;
 
     fm_script_init(&script, 1);
-    status = fm_script_add_queue(&script, queue);
+    status = fm_script_add_queue(&script, queue, false);
     fm_script_fini(&script);
     return status;
 }
@@ -222,6 +225,96 @@ fm_topology_is_transient(const fm_topology *topology, const char *queue)
     return false;
 }
 
+/* --- adopting --- */
+
+static bool
+name_is(const char *name, fm_slice wanted)
+{
+    return strlen(name) == wanted.len
+        && memcmp(name, wanted.data, wanted.len) == 0;
+}
+
+static bool
+is_called(const struct fm_declaration *item, bool is_queue, fm_slice name)
+{
+    if (is_queue)
+        return item->kind == DECLARE_QUEUE
+            && name_is(item->as.queue.name, name);
+    return item->kind == DECLARE_EXCHANGE
+        && name_is(item->as.exchange.name, name);
+}
+
+bool
+fm_topology_adopt(fm_topology *topology, bool is_queue, fm_slice name)
+{
+    bool is_changed = false;
+
+    for (size_t i = 0; i < topology->count; i++) {
+        struct fm_declaration *item = &topology->items[i];
+
+        if (!item->is_adopted && is_called(item, is_queue, name))
+            item->is_adopted = is_changed = true;
+    }
+    return is_changed;
+}
+
+bool
+fm_topology_disown(fm_topology *topology)
+{
+    bool is_changed = false;
+
+    for (size_t i = 0; i < topology->count; i++) {
+        is_changed |= topology->items[i].is_adopted;
+        topology->items[i].is_adopted = topology->items[i].follows = false;
+    }
+    return is_changed;
+}
+
+void
+fm_topology_follow(fm_topology *topology, fm_slice exchange)
+{
+    for (size_t i = 0; i < topology->count; i++) {
+        const struct fm_declaration *binding = &topology->items[i];
+        const char *queue = binding->as.binding.queue;
+
+        if (binding->kind != DECLARE_BINDING
+            || !name_is(binding->as.binding.exchange, exchange)
+            || fm_topology_is_quorum(topology, queue))
+            continue;
+        for (size_t j = 0; j < topology->count; j++)
+            if (topology->items[j].kind == DECLARE_QUEUE
+                && strcmp(topology->items[j].as.queue.name, queue) == 0)
+                topology->items[j].follows = true;
+    }
+}
+
+bool
+fm_topology_trust_bindings(fm_topology *topology, bool is_queue, fm_slice name)
+{
+    bool is_changed = false;
+
+    for (size_t i = 0; i < topology->count; i++) {
+        struct fm_declaration *item = &topology->items[i];
+
+        if (item->kind == DECLARE_BINDING && !item->is_adopted
+            && name_is(
+                is_queue ? item->as.binding.queue : item->as.binding.exchange,
+                name))
+            item->is_adopted = is_changed = true;
+    }
+    return is_changed;
+}
+
+static fm_status
+write_queue(const struct fm_declaration *item, fm_script *script)
+{
+    fm_queue queue = item->as.queue;
+
+    if (item->follows)
+        queue.durable = false;
+    return fm_script_add_queue(script, &queue, item->is_adopted);
+}
+
 fm_status
 fm_topology_write(const fm_topology *topology, fm_script *script)
 {
@@ -232,12 +325,15 @@ fm_topology_write(const fm_topology *topology, fm_script *script)
 
         switch (item->kind) {
         case DECLARE_EXCHANGE:
-            status = fm_script_add_exchange(script, &item->as.exchange);
+            status = fm_script_add_exchange(
+                script, &item->as.exchange, item->is_adopted);
             break;
         case DECLARE_QUEUE:
-            status = fm_script_add_queue(script, &item->as.queue);
+            status = write_queue(item, script);
             break;
         case DECLARE_BINDING:
+            if (item->is_adopted)
+                break;
             status = fm_script_add_bind(script, item->as.binding.queue,
                 item->as.binding.exchange, item->as.binding.routing_key);
             break;

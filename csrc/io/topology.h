@@ -1,7 +1,8 @@
 /* What has to be declared before something is used: exchanges, queues,
  * bindings, in order.
  *
- * A topology is an immutable list that callers make and share by count.
+ * A topology is a list that callers make and share by count. Once it is in use
+ * it does not change, but for what the broker refuses to declare (adopt.h).
  * Publishers declare it on each new connection before the first message that
  * needs it; consumers before they consume. `declared` remembers for which
  * connection that was done.
@@ -47,6 +48,22 @@ bool fm_topology_is_quorum(const fm_topology *topology, const char *queue);
 
 /* Does it declare `queue` as one that does not outlive its node? */
 bool fm_topology_is_transient(const fm_topology *topology, const char *queue);
+
+/* --- adopting (adopt.h): the I/O thread's, as is writing --- */
+
+/* Only look for it from now on. False: there is no such declaration, or that
+ * is so already. */
+FM_MUST_CHECK bool fm_topology_adopt(
+    fm_topology *topology, bool is_queue, fm_slice name);
+/* Declare everything again. False: nothing was adopted. */
+FM_MUST_CHECK bool fm_topology_disown(fm_topology *topology);
+/* Declare the classic queues bound to an exchange that is not durable as not
+ * durable: so does the stock driver, and the first to come decides. */
+void fm_topology_follow(fm_topology *topology, fm_slice exchange);
+/* Leave the bindings of an exchange or queue to others. False: there is none,
+ * or that is so already. */
+FM_MUST_CHECK bool fm_topology_trust_bindings(
+    fm_topology *topology, bool is_queue, fm_slice name);
 
 /* Append the frames of all declarations to a channel's script. */
 FM_MUST_CHECK fm_status fm_topology_write(

@@ -283,19 +283,7 @@ def test_an_exchange_that_may_not_be_written_is_a_delivery_failure(
         broker.set_permissions("guest", "/")
 
 
-def test_a_queue_with_other_flags_refuses_a_server_alone(
-    fast, peers, broker, topic, spy, bystander
-):
-    spy.queue(topic, **{"x-max-length": 5})
-
-    with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
-        peers.server(fast, TestEndpoint(), topic=topic, transport=bystander.transport)
-
-    assert_says(str(caught.value), ["x-max-length", "other options|compare", topic])
-    assert_unharmed(bystander, broker)
-
-
-def test_an_exchange_with_other_flags_refuses_a_cast_alone(
+def test_an_exchange_of_another_type_refuses_a_cast_alone(
     fast, peers, broker, topic, spy, bystander
 ):
     spy.tap_exchange(topic, kind="fanout")

@@ -309,12 +309,25 @@ a_full_queue_nacks(void)
     fm_topology_unref(topology);
 }
 
+/* It exists and has another type. */
+static fm_topology *
+declare_amq_fanout(void)
+{
+    fm_exchange exchange = {
+        .name = "amq.fanout", .type = "direct", .durable = true
+    };
+    fm_topology *topology;
+
+    CHECK_INT(fm_topology_new(&topology), FM_OK);
+    CHECK_INT(fm_topology_add_exchange(topology, &exchange), FM_OK);
+    return topology;
+}
+
 static void
 a_refused_declaration_fails_what_needs_it_and_nothing_else(void)
 {
-    const fm_arg args[] = { { .name = "x-expires", .integer = 60000 } };
     fm_consumer *consumer = rig_consume(bus, "native.taken", NULL, 1, false);
-    fm_topology *wrong = rig_queue("native.taken", args, 1);
+    fm_topology *wrong = declare_amq_fanout();
     fm_message *message =
         rig_message(FM_LANE_RPC, "", "native.taken", wrong, "x");
 
@@ -322,7 +335,7 @@ a_refused_declaration_fails_what_needs_it_and_nothing_else(void)
     CHECK_INT(rig_cast(bus, "native.taken", "fine"), FM_OK);
     CHECK_INT(rig_wait(bus, message, LONG_ENOUGH), FM_REJECTED);
     CHECK_INT(message->error.code, 406);
-    CHECK_HAS(message->error.text, "x-expires");
+    CHECK_HAS(message->error.text, "amq.fanout");
     fm_message_unref(message);
     fm_topology_unref(wrong);
     rig_end(consumer);
@@ -646,9 +659,8 @@ a_consumer_of_a_queue_that_is_deleted_declares_it_again(void)
 static void
 a_refused_consumer_says_why(void)
 {
-    const fm_arg args[] = { { .name = "x-expires", .integer = 60000 } };
     fm_consumer *consumer = rig_consume(bus, "native.taken", NULL, 1, false);
-    fm_topology *wrong = rig_queue("native.taken", args, 1);
+    fm_topology *wrong = declare_amq_fanout();
     fm_consumer *refused = rig_join(bus, "native.taken", wrong, 1, false);
     fm_error error;
 

@@ -82,7 +82,7 @@ the_callers_strings_may_go(void)
 
     CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
     fm_script_init(&before, 1);
-    CHECK_INT(fm_script_add_queue(&before, &queue), FM_OK);
+    CHECK_INT(fm_script_add_queue(&before, &queue, false), FM_OK);
     memset(name, 'x', sizeof(name) - 1);
     memset(arg_name, 'x', sizeof(arg_name) - 1);
     memset(text, 'x', sizeof(text) - 1);
