@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import signal
+import sys
+import sysconfig
 import warnings
 
 import pytest
@@ -22,12 +24,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 BROKER_FIXTURES = {"broker", "broker_of_the_run", "own_broker", "cluster"}
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
+    lines = []
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        lines.append(f"GIL: {'on' if sys._is_gil_enabled() else 'off'}")
     try:
         spec = importlib.util.find_spec("oslo_fastmsg._core")
     except ModuleNotFoundError:
-        return "oslo_fastmsg: not installed"
-    return f"oslo_fastmsg._core: {spec.origin if spec else 'not built'}"
+        return [*lines, "oslo_fastmsg: not installed"]
+    return [*lines, f"oslo_fastmsg._core: {spec.origin if spec else 'not built'}"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
