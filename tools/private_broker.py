@@ -678,6 +678,10 @@ class PrivateBroker:
             "[name, durable, auto_delete, exclusive, arguments, messages, "
             "messages_ready, messages_unacknowledged, consumers])"
         )
+        for row in rows:
+            # RabbitMQ 4 says so of each queue that was declared without a type.
+            if row["arguments"].get("x-queue-type") == "classic":
+                del row["arguments"]["x-queue-type"]
         return sorted(rows, key=lambda row: str(row["name"]))
 
     def queue(self, name: str) -> dict[str, Any] | None:
