@@ -157,6 +157,14 @@ def _make_certificates(folder: Path) -> None:
             raise BrokerError(f"openssl {arguments[0]}: {error.stderr!r}") from None
 
 
+# In the node's log. Up to RabbitMQ 3 the connection's pid precedes its name, which is
+# in brackets then.
+_LOGIN = re.compile(
+    r"^.*? connection (?:\S+ (\())?\S+ -> \S+?(?: - (.*?))?(?(1)\)): user '[^']*' authe",
+    re.MULTILINE,
+)
+
+
 def _quote(text: str) -> str:
     """Write an Erlang binary."""
     return "<<" + ",".join(map(str, text.encode())) + ">>"
@@ -594,9 +602,7 @@ class PrivateBroker:
         found = []
         for file in sorted((self._data / "log").glob("*.log")):
             text = file.read_text(errors="replace")
-            found += re.findall(
-                r"^.* \(\S+ -> \S+(?: - (.*))?\): user .* authe", text, re.M
-            )
+            found += [name for _, name in _LOGIN.findall(text)]
         return found
 
     # --- questions and orders ---
