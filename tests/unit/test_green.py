@@ -302,7 +302,9 @@ def test_a_greenlet_that_dies_does_not_take_the_others_along(capsys):
     eventlet.sleep(0)
     for flag in flags:
         flag.set()
-    eventlet.sleep(0.01)
+    with eventlet.Timeout(20):
+        while len(done) < 2:
+            eventlet.sleep(0.001)
     assert done == [True, True]
     assert "dies in the hub" in capsys.readouterr().err
 
