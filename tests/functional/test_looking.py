@@ -442,7 +442,9 @@ def test_a_queue_that_is_deleted_and_not_restored_is_bad_health(
     client.call({}, "echo")
     (reply_queue,) = reply_queues()
     queue = topic if whose == "the consumer of" else reply_queue
-    proxy.drop(named("queue.declare", "queue.bind", "basic.consume", from_client=True))
+    # All of it, or the answers would come out of turn.
+    methods = ("exchange.declare", "queue.declare", "queue.bind", "basic.consume")
+    proxy.drop(named(*methods, from_client=True))
 
     broker.delete_queue(queue)
 
