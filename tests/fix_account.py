@@ -109,6 +109,11 @@ class Account:
         if journal is not None:
             self._file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
+    @staticmethod
+    def now() -> float:
+        """The clock of all events."""
+        return time.monotonic()
+
     def new(self, kind: str) -> int:
         """Give the number of a message that is about to be sent."""
         assert kind in KINDS
