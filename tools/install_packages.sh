@@ -54,6 +54,7 @@ needs python3-setuptools python3-setuptools has_module setuptools
 needs python3-wheel python3-wheel has_module wheel
 needs rabbitmq-server rabbitmq-server has_rabbitmq
 needs openssl openssl has openssl
+needs faketime libfaketime has faketime
 if test "${1-}" = wsgi; then
     needs apache2 httpd test -x /usr/sbin/apache2
     needs libapache2-mod-wsgi-py3 python3-mod_wsgi \
