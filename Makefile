@@ -32,7 +32,7 @@ help:
 	@echo 'make test-timing  the tests that bound elapsed time'
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-versions  the tests, with each Python and three oslo.messaging'
-	@echo 'make test-faults  nodes of a cluster that die, with the times to recover'
+	@echo 'make test-faults  promises under faults: a table of what was measured'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
 	@echo 'make test-upstream  oslo.messaging'"'"'s own tests, with this driver'
 	@echo 'make test-wsgi    the tests in uWSGI and Apache (mod_wsgi)'

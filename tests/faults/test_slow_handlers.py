@@ -18,6 +18,10 @@ MANY = 100_000
 HEARTBEAT_S = 2
 
 
+class NotBounded(AssertionError):
+    """More was taken than the workers can do."""
+
+
 def rss_mb(pid):
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 / 1e6
@@ -59,7 +63,7 @@ def serve_a_long_queue(fast, peers, broker, spy, tmp_path, topic, account, prefe
 
 
 @pytest.mark.xfail(
-    raises=AssertionError,
+    raises=NotBounded,
     reason="a request is acknowledged when it is taken, and oslo.messaging's queue "
     "before its workers has no bound: nothing to opt in to yet",
 )
@@ -76,5 +80,5 @@ def test_what_a_killed_server_had_taken_is_bounded(
         f"{taken} taken and not run, +{grown_mb:.0f} MB",
     )
     assert kept, "heartbeats were missed"
-    assert taken <= 2 * WORKERS
-    assert grown_mb < 50
+    if taken > 2 * WORKERS or grown_mb >= 50:
+        raise NotBounded(f"{taken} taken and not run, {grown_mb:.0f} MB")
