@@ -123,13 +123,34 @@ class RpcIncoming(_compat.IncomingMessage):
         self._request_id = request_id
         self._replier = replier
         self.on_begin: Callable[[], None] | None = None
+        self._delivery: _core.Delivery | None = None
+
+    @classmethod
+    def begun_by_worker(
+        cls, replier: Replier, delivery: _core.Delivery, payload: dict[str, Any]
+    ) -> "RpcIncoming":
+        """Make one that is the broker's until a worker begins it."""
+        incoming = cls(replier, payload)
+        incoming._delivery = delivery
+        return incoming
 
     def acknowledge(self) -> None:
         """Tell the broker, and the listener, that a worker begins.
 
         Mostly the broker has been told: the listener does so when it has handed
         over, while the worker wakes up.
+
+        :raises MessageDeliveryFailure: the request is not to run here: it waited
+            for a worker, and the broker has taken it back. oslo.messaging logs
+            that and skips it.
         """
+        if self._delivery is not None:
+            if not self._delivery.begin():
+                raise oslo_messaging.MessageDeliveryFailure(
+                    "the connection was lost while this request waited for a "
+                    "worker: the broker delivers it again"
+                )
+            return
         self._replier.send_acks()
         if self.on_begin is not None:
             self.on_begin()

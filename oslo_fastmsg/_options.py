@@ -42,6 +42,18 @@ _fastmsg_opts: list[cfg.Opt] = [
         "compressed. Small ones cost more time than they save; receivers read "
         "both.",
     ),
+    cfg.IntOpt(
+        "rpc_intake",
+        default=0,
+        min=0,
+        max=65535,
+        help="How many requests an RPC server may hold that no worker has begun. "
+        "Above 0 a request is acknowledged when a worker begins it, not when it is "
+        "received: the rest stays in its queue, for other servers or for the next "
+        "start, instead of filling the memory of a slow server. Twice "
+        "executor_thread_pool_size keeps the workers busy. 0: no bound, as with "
+        "the stock driver.",
+    ),
     cfg.StrOpt(
         "ssl_verify",
         choices=[
@@ -147,6 +159,8 @@ class Settings:
     send_timeout: float = 60
     #: Bytes.
     compression_threshold: int = 1024
+    #: Requests; 0 without a bound.
+    rpc_intake: int = 0
     #: "host", "chain" or "none"; never None, see the option.
     ssl_verify: str = "host"
 
@@ -183,6 +197,7 @@ class Settings:
             rpc_response_timeout=timeout,
             send_timeout=timeout if own.send_timeout is None else own.send_timeout,
             compression_threshold=own.compression_threshold,
+            rpc_intake=own.rpc_intake,
             ssl_verify=own.ssl_verify
             or ("host" if values.get(_VERIFIES_HOST, True) else "chain"),
             **values,

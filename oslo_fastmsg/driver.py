@@ -262,15 +262,19 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             replier = _incoming.Replier(
                 share.core, self._settings, self._packer, self._brokers
             )
+            if intake:
+                return functools.partial(_incoming.RpcIncoming.begun_by_worker, replier)
             return lambda _, payload: _incoming.RpcIncoming(replier, payload)
 
+        intake = self._settings.rpc_intake
         return self._listen(
             f"listening on topic {target.topic!r}",
             declarations,
             queues,
             maker,
-            acks_first=True,
-            prefetch=_listener.rpc_prefetch(self._settings.rabbit_qos_prefetch_count),
+            acks_first=not intake,
+            prefetch=intake
+            or _listener.rpc_prefetch(self._settings.rabbit_qos_prefetch_count),
             batch_size=batch_size,
             batch_timeout=batch_timeout,
             # A queue with a stable name waits for the next start.

@@ -264,19 +264,21 @@ fm_consumer_take(
     }
 }
 
-void
+bool
 fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
     bool multiple, bool push)
 {
     fm_output *output = consumer->output;
+    bool is_ours;
 
     fm_mutex_lock(&output->lock);
-    if (generation != 0 && consumer->channel.generation == generation
+    is_ours = generation != 0 && consumer->channel.generation == generation
         && fm_frame_put_ack(&output->out, consumer->channel.id, tag, multiple)
-            == FM_OK
-        && push)
+            == FM_OK;
+    if (is_ours && push)
         fm_output_push_locked(output);
     fm_mutex_unlock(&output->lock);
+    return is_ours;
 }
 
 void

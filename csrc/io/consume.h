@@ -148,9 +148,9 @@ FM_MUST_CHECK fm_status fm_consumer_take(
     fm_consumer *consumer, size_t max, fm_deadline deadline, fm_delivery **out);
 
 /* Settle a delivery. Those of a channel that is gone are ignored: the broker
- * has taken them back already. Never blocks. `push`: send it now; otherwise
- * it goes with the next push. */
-void fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
+ * has taken them back already (false). Never blocks. `push`: send it now;
+ * otherwise it goes with the next push. */
+bool fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
     bool multiple, bool push);
 void fm_consumer_reject(
     fm_consumer *consumer, uint64_t generation, uint64_t tag, bool requeue);

@@ -219,6 +219,31 @@ Delivery_ack(PyObject *op, PyObject *Py_UNUSED(unused))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(begin_doc,
+    "begin($self, /)\n--\n\n"
+    "Acknowledge it before it is worked on, if it is still there to be.\n\n"
+    ":returns: False: its connection is gone, and the broker delivers it "
+    "again,\n"
+    "    to this or another consumer; or it is settled already.");
+
+static PyObject *
+Delivery_begin(PyObject *op, PyObject *Py_UNUSED(unused))
+{
+    DeliveryObject *self = SELF(op);
+
+    if (!settle(self)
+        || !fm_consumer_ack(self->consumer->consumer,
+            self->delivery->generation, self->delivery->deliver.delivery_tag,
+            false, true))
+        Py_RETURN_FALSE;
+    /* The broker may deliver it again even so, if that ack gets lost: after
+     * this, since it takes another connection. */
+    Py_BEGIN_CRITICAL_SECTION(op);
+    remember(self->consumer, self->unique_id);
+    Py_END_CRITICAL_SECTION();
+    Py_RETURN_TRUE;
+}
+
 PyDoc_STRVAR(reject_doc,
     "reject($self, requeue, /)\n--\n\n"
     "Refuse it.\n\n"
@@ -242,6 +267,7 @@ Delivery_reject(PyObject *op, PyObject *requeue)
 static PyMethodDef Delivery_methods[] = {
     { "accept", Delivery_accept, METH_O, accept_doc },
     { "ack", Delivery_ack, METH_NOARGS, ack_doc },
+    { "begin", Delivery_begin, METH_NOARGS, begin_doc },
     { "reject", Delivery_reject, METH_O, reject_doc },
     { NULL, NULL, 0, NULL },
 };
