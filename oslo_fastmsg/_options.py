@@ -75,6 +75,18 @@ _NOT_HONOURED = {
 }
 
 
+#: Settings of the stock driver about what this driver does not have.
+_WITHOUT_MEANING = frozenset(
+    {
+        "conn_pool_min_size",
+        "conn_pool_ttl",
+        "heartbeat_in_pthread",
+        "heartbeat_rate",
+        "rpc_conn_pool_size",
+    }
+)
+
+
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """Give the options of this driver alone (entry point oslo.config.opts)."""
     return [(FASTMSG_GROUP, copy.deepcopy(_fastmsg_opts))]
@@ -193,6 +205,13 @@ class Settings:
                     name,
                     instead,
                 )
+        in_vain = _set_in_vain(rabbit)
+        if in_vain:
+            LOG.info(
+                "[%s] has options that mean nothing to the fastmsg driver: %s",
+                _compat.RABBIT_GROUP,
+                ", ".join(in_vain),
+            )
         return cls(
             rpc_response_timeout=timeout,
             send_timeout=timeout if own.send_timeout is None else own.send_timeout,
@@ -212,6 +231,15 @@ _MISSPELT = {
     "rabbit_quorum_max_memory_length": "rabbit_quroum_max_memory_length",
     "rabbit_quorum_max_memory_bytes": "rabbit_quroum_max_memory_bytes",
 }
+
+
+def _set_in_vain(rabbit: Any) -> list[str]:
+    """List what an operator has set, as far as it differs from the default."""
+    return sorted(
+        opt.name
+        for opt in _compat.rabbit_opts()
+        if opt.name in _WITHOUT_MEANING and rabbit[opt.name] != opt.default
+    )
 
 
 def _refuse_what_stock_refuses(rabbit: Any) -> None:

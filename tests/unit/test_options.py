@@ -76,6 +76,16 @@ def test_pool_sizes_that_stock_refuses_are_refused():
         read("?rpc_conn_pool_size=1&conn_pool_min_size=2")
 
 
+def test_what_is_set_in_vain_is_said_in_one_line(caplog):
+    with caplog.at_level(logging.INFO):
+        read("?conn_pool_ttl=1200")
+        assert not caplog.records
+        read(heartbeat_rate=7, rpc_conn_pool_size=99)
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage().endswith("driver: heartbeat_rate, rpc_conn_pool_size")
+
+
 def test_an_unknown_compression_is_refused():
     assert read(kombu_compression="xz").kombu_compression == "xz"
     with pytest.raises(RuntimeError, match="kombu_compression 'rot13'.*bzip2, gzip"):
