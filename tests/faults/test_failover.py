@@ -154,11 +154,30 @@ class Service:
         """Wait until nothing is left of a node that died, and all is back."""
         deadline = time.monotonic() + RECOVERY_S
         while not self.is_settled(without):
-            assert time.monotonic() < deadline, (
-                f"without {without}: connected {[*map(self.nodes, HEARTBEAT)]}, "
-                f"consuming {self.consuming()}, queues at {self.cluster.homes()}"
-            )
+            assert time.monotonic() < deadline, f"without {without}: {self.state()}"
             time.sleep(0.05)
+
+    def state(self) -> str:
+        """Tell what there is, for a test that fails."""
+        return (
+            f"connected {[*map(self.nodes, HEARTBEAT)]}, "
+            f"consuming {self.consuming()}, queues at {self.cluster.homes()}, "
+            f"bindings {self.cluster.running()[0].bindings()}, "
+            f"routed to {self.routes()}"
+        )
+
+    def routes(self) -> Any:
+        """Tell to which queues each node's exchange routes the topic, which
+        may differ from the bindings that it lists."""
+        name = 'rabbit_misc:r(<<"/">>, exchange, <<"openstack">>)'
+        message = f'{{basic_message, {name}, [<<"{self.topic}">>], none, none, false}}'
+        return {
+            node.name: node.query(
+                f"rabbit_exchange:route(element(2, rabbit_exchange:lookup({name})), "
+                f"{{delivery, false, false, self(), {message}, none, noflow}})"
+            )
+            for node in self.cluster.running()
+        }
 
     def call_until_answered(self) -> tuple[float, int]:
         """Call until there is an answer: how long that took, what was lost."""
@@ -171,7 +190,9 @@ class Service:
                 return time.monotonic() - start, lost
             except oslo_messaging.MessagingTimeout:
                 lost += 1
-                assert time.monotonic() - start < RECOVERY_S, "calls do not resume"
+                assert time.monotonic() - start < RECOVERY_S, (
+                    f"calls do not resume: {self.state()}"
+                )
 
     def kill(self, name: str, callers: Callers) -> PrivateBroker:
         """Kill a node, and see calls answered again and connections moved."""
