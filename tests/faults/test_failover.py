@@ -207,7 +207,10 @@ class Service:
         after = self.nodes("client"), self.nodes("server")
         for number in range(20):
             arg = f"after {name}, {time.monotonic()}, {number}"
-            assert self.client.call({}, "echo", arg=arg) == arg
+            try:
+                assert self.client.call({}, "echo", arg=arg) == arg
+            except oslo_messaging.MessagingTimeout as error:
+                raise AssertionError(f"{arg}: {self.state()}") from error
         print(
             f"\n  killed {name}: next answer after {seconds:.2f} s "
             f"({probes} probes lost), {callers.lost - lost} calls lost so far, "
