@@ -74,6 +74,7 @@ typedef struct fm_message {
     int64_t submitted; /* fm_now() then */
     int losses;        /* compared with retry */
     int strikes;       /* hard errors it was in flight at */
+    int64_t struck_at; /* when the last missing exchange counted as one */
     int64_t due;       /* of a parked one: its next try */
     int64_t pause_ns;  /* of a parked one: grows with each try */
     struct fm_message *prev, *next;

@@ -18,6 +18,9 @@ enum {
 #define DOZE_NS (5 * FM_NS_PER_MS)
 #define EXPIRE_NS FM_NS_PER_S
 #define NACK_PATIENCE_NS (5 * FM_NS_PER_S)
+/* Between two strikes. A broker that deletes an exchange may say 404 and let it
+ * be declared again several times, until it is done with that. */
+#define STRIKE_NS (100 * FM_NS_PER_MS)
 #define REFUSAL_NS (200 * FM_NS_PER_MS)
 #define RENEWAL_NS FM_NS_PER_S
 #define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
@@ -552,6 +555,7 @@ static bool
 blame_vanished(fm_message *message, const void *arg)
 {
     const vanished *found = arg;
+    int64_t now;
 
     if (suspicion(message, found->why) < found->suspicion)
         return false;
@@ -559,6 +563,10 @@ blame_vanished(fm_message *message, const void *arg)
         return true;
     atomic_store(&message->topology->declared, 0);
     atomic_store(&message->topology->requested, 0);
+    now = fm_now();
+    if (message->strikes > 0 && now - message->struck_at < STRIKE_NS)
+        return false;
+    message->struck_at = now;
     return ++message->strikes >= STRIKES;
 }
 

@@ -128,3 +128,34 @@ def test_a_deleted_fanout_exchange_costs_its_senders_and_others_nothing(
     sender(again, "fanout", client)()
     again.balance(["anew"])
     figure(9, "exchange deleted", f"{account.count('raised')} raised ({sums})")
+
+
+def test_a_fanout_survives_many_closes_in_a_few_milliseconds(
+    fast, peers, proxy, topic, account, background
+):
+    """A broker that deletes an exchange says 404 and declares it, again and
+    again, until it is done with that."""
+    peers.server(fast, Accounting(account, "server"), topic=topic)
+    client = peers.client(fast, topic=topic, via=proxy, rabbit=QUICK)
+    fanout = sender(account, "fanout", client)
+    fanout()
+    link, channel = fanout_channel(proxy, topic)
+    proxy.drop(
+        lambda _, is_client, frame: (
+            not is_client and frame.channel == channel and frame.name == "basic.ack"
+        )
+    )
+    moment = proxy.now()
+    pending = background(fanout)
+    for number in range(5):
+        sent = seen(proxy, "basic.publish", from_client=True, after=moment)
+        seen(proxy, "basic.ack", from_client=False, after=sent)
+        if number == 4:
+            proxy.drop(None)
+        text = f"NOT_FOUND - no exchange '{topic}_fanout' in vhost '/'"
+        moment = proxy.inject(
+            "channel.close", 404, text, 60, 40, link=link, channel=channel
+        )
+    pending.result()
+
+    account.balance(["server"])

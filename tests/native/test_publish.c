@@ -997,8 +997,12 @@ a_vanished_exchange_is_declared_again_but_not_for_ever(void)
         CHECK_INT(
             feed_close(lane, 404, "NOT_FOUND - no exchange 'gone' in ..."),
             FM_OK);
+        /* At once they count as one; the others come a while later. */
+        CHECK_INT(message->strikes, rounds == 1 ? 1 : rounds - 1);
+        if (rounds > 1)
+            message->struck_at -= FM_NS_PER_S;
     }
-    CHECK_INT(rounds, 3);
+    CHECK_INT(rounds, 4);
     CHECK_INT(message->error.code, 404);
     expect_end(message, FM_REJECTED);
     CHECK_INT(fm_message_status(beside), FM_AGAIN);
