@@ -55,7 +55,13 @@ def wait_with_a_clock(pipe: Connection, url: str, directory: str, topic: str) ->
         pipe.send(client.call({}, "take", arg="number-1000001"))
 
 
-@pytest.mark.parametrize("hours", [1, -1], ids=["forward", "back"])
+@pytest.mark.parametrize(
+    "hours",
+    [
+        pytest.param(1, id="forward"),
+        pytest.param(-1, id="back", marks=pytest.mark.slow),
+    ],
+)
 @bounds(promised=0.05, generous=2.0)
 def test_setting_the_clock_moves_no_timeout(
     fast, peers, proxy, topic, tmp_path, monkeypatch, library, figure, hours, bound
