@@ -3,8 +3,8 @@
 The core's threads never take the GIL, so they put their lines into a bounded
 ring. One daemon thread per process empties it (a greenthread where threads
 are green); it sleeps while there is nothing, starts with the first connection
-in use and ends with the last one. It also does what the core needs Python for:
-it reads replies that are compressed.
+in use and ends with the last one. The core also calls it when replies come that
+only Python can read (``_replies``).
 """
 
 import contextlib
@@ -89,6 +89,7 @@ def forget() -> None:
     """In a forked child: nobody uses anything, and there is no thread."""
     global _drain
     _drain = _Drain()
+    _replies.forget()
 
 
 def _log_all() -> None:
@@ -98,6 +99,6 @@ def _log_all() -> None:
         # matter, and the ring must not fill.
         with contextlib.suppress(Exception):
             if level == 0:
-                _replies.read_slowly()
+                _replies.begin_to_read_slowly()
             else:
                 LOG.log(level, "%s", text)

@@ -23,6 +23,9 @@ _SILENT_HEARTBEATS = 1.5
 # Queues of replies are verified more often than that, those of servers are not.
 _VERIFIED_S = 60.0
 
+# For so long a refused login counts that nobody waits for any more.
+_REFUSED_S = 60.0
+
 
 class ConnectionStats(TypedDict):
     """One of the two connections to a broker."""
@@ -163,8 +166,10 @@ def _reasons(broker: BrokerHealth) -> Iterator[str]:
 
 def _connection_reasons(role: str, it: ConnectionHealth) -> Iterator[str]:
     if it["state"] != "open":
-        # Unwanted it may be as it likes, unless that is because nobody took us.
-        if it["wanted"] or it["failures"] > 0:
+        # Unwanted it may be as it likes, unless that is because nobody took us,
+        # which is tried again when it is next used.
+        is_refused = it["failures"] > 0 and it["since_s"] <= _REFUSED_S
+        if it["wanted"] or is_refused:
             yield (
                 f"the {role} connection is not open since {it['since_s']:.1f} s "
                 f"({it['state']})"

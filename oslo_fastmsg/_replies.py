@@ -1,12 +1,13 @@
 """The queue on which one transport receives the replies to its calls."""
 
+import functools
 import logging
 import weakref
 
 from oslo_fastmsg import _core, _envelope, _topology, _waiting
 from oslo_fastmsg._options import Settings
 
-__all__ = ["ReplyQueue", "read_slowly"]
+__all__ = ["ReplyQueue", "begin_to_read_slowly", "forget"]
 
 LOG = logging.getLogger(__name__)
 
@@ -14,22 +15,48 @@ LOG = logging.getLogger(__name__)
 # there costs its body's memory, so this bounds it, not the calls in flight.
 _PREFETCH = 1024
 
-# Replies per visit to the core, of those that it cannot read.
+# Replies per visit to the core, of those that it cannot read; and after how many
+# seconds it is looked whether the transport was dropped without cleanup().
 _SLOW_TAKE = 32
+_SLOW_LOOK_S = 30.0
 
 _open_queues: weakref.WeakSet["ReplyQueue"] = weakref.WeakSet()
+_queues_lock = _waiting.make_lock()
 
 
-def read_slowly() -> None:
-    """Read the replies that the core cannot: compressed ones, mostly.
+def begin_to_read_slowly() -> None:
+    """Have those replies read that the core cannot: compressed ones, mostly.
 
-    The core calls for it when one has come (``_events``).
+    The core calls for it when one has come (``_events``). From then on each queue
+    has a thread for them, so that they do not wait for handlers of the log.
     """
-    for queue in list(_open_queues):
+    with _queues_lock:
+        queues = list(_open_queues)
+    for queue in queues:
+        queue.begin_to_read_slowly()
+
+
+def forget() -> None:
+    """In a forked child: there is no queue, and nobody holds the lock."""
+    global _open_queues, _queues_lock
+    _open_queues = weakref.WeakSet()
+    _queues_lock = _waiting.make_lock()
+
+
+def _read_slowly(
+    weak_queue: "weakref.ref[ReplyQueue]", consumer: _core.Consumer
+) -> None:
+    while True:
         try:
-            queue.read_slowly()
+            deliveries = _waiting.take(consumer, _SLOW_TAKE, _SLOW_LOOK_S)
         except _core.Closed:
-            continue
+            return
+        queue = weak_queue()
+        if queue is None:
+            return
+        for delivery in deliveries:
+            queue.read_slowly(consumer, delivery)
+        del queue
 
 
 class ReplyQueue:
@@ -45,6 +72,7 @@ class ReplyQueue:
         self._lock = _waiting.make_lock()
         self._consumer: _core.Consumer | None = None
         self._choosing: _waiting.Signal | None = None
+        self._reader: _waiting.Task | None = None
         # Requests whose reply has not come: each entry is a caller in flight.
         self._asked: set[str] = set()
         self._is_owed_a_reply = False
@@ -79,6 +107,7 @@ class ReplyQueue:
             )
             consumer.start()
             self._consumer = consumer
+        with _queues_lock:
             _open_queues.add(self)
         LOG.debug("Replies are received on queue %s", self.name)
         return consumer
@@ -87,6 +116,8 @@ class ReplyQueue:
         """Have a name, made once; a stable one may wait for other processes."""
         while not self.name:
             with self._lock:
+                if self.name:
+                    return
                 chosen, is_mine = self._choosing, self._choosing is None
                 if chosen is None:
                     chosen = self._choosing = _waiting.Signal()
@@ -99,18 +130,27 @@ class ReplyQueue:
                 self._choosing = None
                 chosen.set()
 
-    def read_slowly(self) -> None:
-        """Read what the core could not, and give it to the callers.
-
-        :raises Closed: there are no callers any more.
-        """
-        consumer = self._consumer
-        while consumer is not None:
-            deliveries = consumer.take(_SLOW_TAKE, 0)
-            if not deliveries:
+    def begin_to_read_slowly(self) -> None:
+        """Start the thread that reads what the core cannot, unless there is one."""
+        with self._lock:
+            consumer = self._consumer
+            if consumer is None or self._reader is not None:
                 return
-            for delivery in deliveries:
-                self._pass_on(consumer, delivery)
+            self._reader = _waiting.spawn(
+                functools.partial(_read_slowly, weakref.ref(self), consumer),
+                "fastmsg-replies",
+                is_independent=True,
+            )
+
+    def read_slowly(self, consumer: _core.Consumer, delivery: _core.Delivery) -> None:
+        """Give one reply to its caller; say so if that cannot be."""
+        try:
+            self._pass_on(consumer, delivery)
+        except _core.Closed:
+            pass  # and so are the callers
+        except Exception as error:
+            # It is acknowledged: it must not take those behind it along.
+            self._reject(delivery, type(error).__name__)
 
     def _pass_on(self, consumer: _core.Consumer, delivery: _core.Delivery) -> None:
         try:
@@ -122,11 +162,13 @@ class ReplyQueue:
                     delivery.content_encoding,
                     delivery.headers,
                 )
-            if consumer.deliver_reply(payload):
-                return
-            why = "it names no call"
         except (_envelope.Rejected, _core.BadMessage) as error:
-            why = str(error)
+            self._reject(delivery, str(error))
+            return
+        if not consumer.deliver_reply(payload):
+            self._reject(delivery, "it names no call")
+
+    def _reject(self, delivery: _core.Delivery, why: str) -> None:
         LOG.error(
             "Rejected a reply of %d bytes on queue %s: %s",
             delivery.size,
@@ -162,8 +204,11 @@ class ReplyQueue:
             return
         with self._lock:
             consumer, self._consumer = self._consumer, None
+            reader, self._reader = self._reader, None
         if consumer is not None:
             _waiting.close_consumer(consumer)
+        if reader is not None:
+            _waiting.join(reader)
 
     def close(self) -> None:
         """Stop consuming; callers in flight are woken with ``Closed``.
@@ -175,6 +220,7 @@ class ReplyQueue:
         """
         with self._lock:
             consumer, self._consumer = self._consumer, None
+            reader, self._reader = self._reader, None
         if consumer is None:
             return
         is_done = (
@@ -183,3 +229,5 @@ class ReplyQueue:
             and not self._settings.use_queue_manager
         )
         _waiting.close_consumer(consumer, [self.name] if is_done else [])
+        if reader is not None:
+            _waiting.join(reader)

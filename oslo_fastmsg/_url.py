@@ -17,7 +17,14 @@ from oslo_messaging import InvalidTransportURL, TransportURL
 
 from oslo_fastmsg._options import Settings
 
-__all__ = ["broker_hosts", "bus_arguments", "has_tls", "shown", "virtual_host"]
+__all__ = [
+    "broker_hosts",
+    "bus_arguments",
+    "has_tls",
+    "shown",
+    "virtual_host",
+    "warn_of_old_tls",
+]
 
 LOG = logging.getLogger(__name__)
 
@@ -70,6 +77,14 @@ def broker_hosts(url: TransportURL) -> list[tuple[str, int, str, str]]:
         if "\0" in host:
             raise _invalid(url, "a host name with a NUL in it")
     return hosts
+
+
+def warn_of_old_tls(settings: Settings) -> None:
+    """Say what a version from long ago is taken for."""
+    if settings.ssl and settings.ssl_version.lower() in _OLD_TLS_VERSIONS:
+        LOG.warning(
+            "ssl_version %s is taken for TLS 1.2 or newer", settings.ssl_version
+        )
 
 
 def virtual_host(url: TransportURL) -> str:
@@ -127,10 +142,6 @@ def _tls(settings: Settings) -> dict[str, Any] | None:
     version = settings.ssl_version.lower()
     if version and version not in _TLS_VERSIONS:
         raise RuntimeError(f"Invalid SSL version : {settings.ssl_version}")
-    if version in _OLD_TLS_VERSIONS:
-        LOG.warning(
-            "ssl_version %s is taken for TLS 1.2 or newer", settings.ssl_version
-        )
     return {
         "ca_file": settings.ssl_ca_file or None,
         "cert_file": settings.ssl_cert_file or None,

@@ -98,6 +98,7 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         self._settings = _options.Settings.read(overlaid)
         if _url.has_tls(url):
             self._settings = dataclasses.replace(self._settings, ssl=True)
+        _url.warn_of_old_tls(self._settings)
         self.prefetch_size = self._settings.rabbit_qos_prefetch_count
         self._hosts = _url.broker_hosts(url)
         self._vhost = _url.virtual_host(url)

@@ -1,8 +1,8 @@
 #include "io/adopt.h"
 
 #include "base/event.h"
-#include "base/sync.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { NOT_FOUND = 404, ACCESS_REFUSED = 403, PRECONDITION_FAILED = 406 };
@@ -91,11 +91,11 @@ slice_ends_with(fm_slice slice, const char *end)
 
 /* --- what we say, once --- */
 
+/* FM_OWNED_BY_THREAD(io). */
 static struct {
-    fm_mutex lock;
-    uint64_t hashes[256] FM_GUARDED_BY(lock); /* the oldest make room */
-    size_t count FM_GUARDED_BY(lock);
-} said = { .lock = { PTHREAD_MUTEX_INITIALIZER } };
+    uint64_t hashes[256]; /* the oldest make room */
+    size_t count;
+} said;
 
 static uint64_t
 hash(uint64_t seed, fm_slice slice)
@@ -116,64 +116,105 @@ is_news(const fm_refusal *refusal)
     it = hash(it, refusal->virtual_host);
     it = hash(it, refusal->argument);
     it = hash(it, refusal->details);
-    fm_mutex_lock(&said.lock);
     for (size_t i = 0; i < said.count && i < size && is_new; i++)
         is_new = said.hashes[i] != it;
     if (is_new)
         said.hashes[said.count++ % size] = it;
-    fm_mutex_unlock(&said.lock);
     return is_new;
+}
+
+/* The command that removes it; empty if nobody could paste it. */
+static void
+print_removal(char *to, size_t size, const fm_refusal *refusal)
+{
+    const fm_slice *name = &refusal->name, *vhost = &refusal->virtual_host;
+    int len = snprintf(to, size,
+        refusal->is_queue
+            ? "; to have it made anew, stop who uses it and run: rabbitmqctl "
+              "delete_queue --vhost '%.*s' '%.*s'"
+            : "; to have it made anew, stop who uses it and run: rabbitmqadmin "
+              "delete exchange '--vhost=%.*s' 'name=%.*s'",
+        (int)vhost->len, (const char *)vhost->data, (int)name->len,
+        (const char *)name->data);
+
+    if (len < 0 || (size_t)len >= size
+        || memchr(name->data, '\'', name->len) != NULL
+        || memchr(vhost->data, '\'', vhost->len) != NULL)
+        to[0] = '\0';
 }
 
 static void
 say(const fm_refusal *refusal)
 {
     const char *kind = refusal->is_queue ? "queue" : "exchange";
+    char text[FM_EVENT_TEXT], removal[FM_EVENT_TEXT];
+    int len;
 
     if (!is_news(refusal))
         return;
-    if (refusal->argument.len == 0)
+    if (refusal->argument.len == 0) {
         fm_event_post(FM_WARNING,
             "this user may not declare %s '%.*s': it is used as it is", kind,
             (int)refusal->name.len, (const char *)refusal->name.data);
-    else
-        fm_event_post(FM_WARNING,
-            "%s '%.*s' exists with another '%.*s' than configured and is used "
-            "as it is (%.*s); to have it made anew, stop who uses it and run: "
-            "%s%.*s%s%.*s",
-            kind, (int)refusal->name.len, (const char *)refusal->name.data,
-            (int)refusal->argument.len, (const char *)refusal->argument.data,
-            (int)refusal->details.len, (const char *)refusal->details.data,
-            refusal->is_queue ? "rabbitmqctl delete_queue --vhost "
-                              : "rabbitmqadmin delete exchange --vhost=",
-            (int)refusal->virtual_host.len,
-            (const char *)refusal->virtual_host.data,
-            refusal->is_queue ? " " : " name=", (int)refusal->name.len,
-            (const char *)refusal->name.data);
+        return;
+    }
+    len = snprintf(text, sizeof(text),
+        "%s '%.*s' exists with another '%.*s' than configured and is used as "
+        "it is (%.*s)",
+        kind, (int)refusal->name.len, (const char *)refusal->name.data,
+        (int)refusal->argument.len, (const char *)refusal->argument.data,
+        (int)refusal->details.len, (const char *)refusal->details.data);
+    print_removal(removal, sizeof(removal), refusal);
+    if (len < 0 || (size_t)len + strlen(removal) >= sizeof(text))
+        removal[0] = '\0';
+    fm_event_post(FM_WARNING, "%s%s", text, removal);
+}
+
+/* 404: "... no queue 'q' in vhost '/'". Not: that its node is down. */
+static bool
+read_missing(const fm_close *why, bool *is_queue, fm_slice *name)
+{
+    fm_slice text = why->text, skipped;
+
+    if (!cut(&text, "no ", false, &skipped))
+        return false;
+    *is_queue = begins_with(&text, "queue '");
+    return (*is_queue || begins_with(&text, "exchange '"))
+        && cut(&text, "' in vhost '", true, name);
+}
+
+static bool
+change(fm_topology *topology, const fm_close *why)
+{
+    fm_refusal refusal;
+    fm_slice name;
+    bool is_queue;
+
+    /* What was adopted is gone, so that it may be declared again. */
+    if (why->code == NOT_FOUND)
+        return read_missing(why, &is_queue, &name)
+            && fm_topology_disown(topology, is_queue, name);
+    if (!fm_refusal_read(why, &refusal)
+        /* Messages would be routed in another way. */
+        || slice_is(refusal.argument, "type"))
+        return false;
+    if (!fm_topology_adopt(topology, refusal.is_queue, refusal.name))
+        /* Its bindings are refused as well: they have to be there. */
+        return refusal.argument.len == 0
+            && fm_topology_trust_bindings(
+                topology, refusal.is_queue, refusal.name);
+    if (!refusal.is_queue && slice_is(refusal.argument, "durable")
+        && slice_ends_with(refusal.details, "current is 'false'"))
+        fm_topology_follow(topology, refusal.name);
+    say(&refusal);
+    return true;
 }
 
 bool
 fm_adopt(fm_topology *topology, const fm_close *why)
 {
-    fm_refusal refusal;
-    bool is_changed;
-
-    /* What was adopted is gone, so that it may be declared again. */
-    if (why->code == NOT_FOUND)
-        return fm_topology_disown(topology);
-    if (!fm_refusal_read(why, &refusal)
-        /* Messages would be routed in another way. */
-        || slice_is(refusal.argument, "type"))
-        return false;
-    is_changed = fm_topology_adopt(topology, refusal.is_queue, refusal.name);
-    if (is_changed && !refusal.is_queue && slice_is(refusal.argument, "durable")
-        && slice_ends_with(refusal.details, "current is 'false'"))
-        fm_topology_follow(topology, refusal.name);
-    /* Its bindings are refused as well: they have to be there. */
-    if (!is_changed && refusal.argument.len == 0)
-        is_changed = fm_topology_trust_bindings(
-            topology, refusal.is_queue, refusal.name);
-    if (is_changed)
-        say(&refusal);
-    return is_changed;
+    if (change(topology, why))
+        return true;
+    fm_topology_settle(topology);
+    return false;
 }

@@ -374,6 +374,9 @@ start_round(fm_conn *conn, int64_t now)
 {
     if (conn->config->shuffle)
         conn->host = (size_t)random_below(conn->config->host_count);
+    if (conn->was_silent && conn->host == conn->silent_host)
+        next_host(conn);
+    conn->was_silent = false;
     conn->tried = 0;
     conn->round_refused = true;
     conn->round_error.status = FM_OK;
@@ -648,7 +651,8 @@ keep_alive(fm_conn *conn, int64_t now)
             conn->session.heartbeat_s);
         /* What is silent would take a connection and be silent on it too:
          * the others come first. */
-        next_host(conn);
+        conn->was_silent = true;
+        conn->silent_host = conn->host;
         lose(conn, &error);
         return now;
     }
@@ -660,6 +664,16 @@ keep_alive(fm_conn *conn, int64_t now)
         beat_at = now + interval / 2;
     }
     return silent_at < beat_at ? silent_at : beat_at;
+}
+
+/* Nobody wants it, so that it is no reason for concern that it failed; unless
+ * nobody does because it was refused. */
+static void
+rest(fm_conn *conn)
+{
+    if (!conn->round_refused)
+        atomic_store(&conn->seen_rounds, 0);
+    set_state(conn, FM_CONN_IDLE);
 }
 
 fm_deadline
@@ -682,11 +696,11 @@ fm_conn_step(fm_conn *conn, int64_t now)
         if (wanted)
             return run_round(conn, now);
         cancel_attempts(conn);
-        set_state(conn, FM_CONN_IDLE);
+        rest(conn);
         return now;
     case FM_CONN_WAITING:
         if (!wanted) {
-            set_state(conn, FM_CONN_IDLE);
+            rest(conn);
             return FM_NEVER;
         }
         break;

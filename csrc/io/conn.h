@@ -106,6 +106,8 @@ struct fm_conn {
     bool round_refused;   /* every attempt of the round was refused */
     unsigned flaps;       /* connections in a row that did not last */
     unsigned rounds;      /* failed in a row */
+    bool was_silent;      /* that ended the last connection */
+    size_t silent_host;   /* which is not to be the first of the next round */
     int64_t retry_at;
     int64_t last_round;
     int64_t lost_at; /* when the last connection was lost; 0: never */

@@ -306,6 +306,11 @@ fm_consumer_deliver_reply(fm_consumer *consumer, fm_buf *body)
     if (status == FM_OK)
         status =
             fm_reply_deliver(consumer->table, head.msg_id, head.ending, body);
+    /* Its caller may be the one who polls. */
+    fm_mutex_lock(&consumer->lock);
+    if (consumer->served && consumer->state != FM_CONSUMER_CLOSED)
+        fm_waker_signal(consumer->output->waker);
+    fm_mutex_unlock(&consumer->lock);
     return status;
 }
 
@@ -603,6 +608,7 @@ consumer_done(fm_channel *channel)
 
     switch (consumer->state) { /* written by this thread */
     case FM_CONSUMER_DECLARING:
+        fm_topology_settle(consumer->topology);
         consumer->established = true;
         consumer->stands_since = now;
         if (consumer->consumes)

@@ -136,6 +136,7 @@ declarer_done(fm_channel *channel)
     /* With the lock held: not while a publisher walks over a queue, or a
      * message would overtake those that were found to have to wait. */
     fm_mutex_lock(&declarer->output->lock);
+    fm_topology_settle(declarer->declaring);
     atomic_store_explicit(&declarer->declaring->declared,
         declarer->output->epoch, memory_order_release);
     fm_mutex_unlock(&declarer->output->lock);

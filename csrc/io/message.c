@@ -23,6 +23,7 @@ fm_message_new(fm_lane lane, const char *exchange, const char *routing_key,
     atomic_init(&message->refs, 1);
     fm_wake_init(&message->wake);
     atomic_init(&message->status, FM_AGAIN);
+    atomic_init(&message->ended, false);
     message->lane = lane;
     message->retry = FM_RETRY_FOREVER;
     message->hold_ns = FM_NEVER;
@@ -69,7 +70,7 @@ fm_message_unref(fm_message *message)
 void
 fm_message_finish(fm_message *message, const fm_error *error)
 {
-    if (fm_message_status(message) != FM_AGAIN)
+    if (atomic_exchange(&message->ended, true))
         return;
     if (error != NULL)
         message->error = *error;

@@ -49,6 +49,7 @@ typedef struct fm_message {
     atomic_uint refs;
     fm_wake wake;      /* whoever waits for the end or for a reply */
     atomic_int status; /* an fm_status; FM_AGAIN while under way */
+    atomic_bool ended; /* who sets it writes error and status */
     fm_error error;    /* written before status is; read after */
 
     /* FM_IMMUTABLE after submission. */
@@ -99,9 +100,8 @@ FM_MUST_CHECK fm_status fm_message_new(fm_lane lane, const char *exchange,
 fm_message *fm_message_ref(fm_message *message);
 void fm_message_unref(fm_message *message); /* NULL is allowed */
 
-/* End it, once; later calls change nothing. Called by the I/O thread, or by
- * the submitter of a message that was not accepted. `error` is copied; NULL
- * stands for FM_OK. */
+/* End it, once; later calls, also of other threads, change nothing. `error` is
+ * copied; NULL stands for FM_OK. */
 void fm_message_finish(fm_message *message, const fm_error *error);
 
 /* What its caller is told about it, from a cause. */

@@ -5,6 +5,10 @@
 
 enum { NAME_MAX_BYTES = 255 };
 
+/* Something may come and go between a declaration and a look, but what is
+ * refused again and again is refused. */
+enum { MOST_TRIES = 3 };
+
 typedef enum fm_declaration_kind {
     DECLARE_EXCHANGE,
     DECLARE_QUEUE,
@@ -25,7 +29,8 @@ struct fm_declaration {
     /* FM_OWNED_BY_THREAD(io); see fm_topology_adopt() and the like. */
     bool is_adopted; /* of a binding: left to others */
     bool follows;
-    fm_arg *args; /* owned: as.queue.arguments, names and texts too */
+    unsigned tries; /* to adopt it, since fm_topology_settle() */
+    fm_arg *args;   /* owned: as.queue.arguments, names and texts too */
 };
 
 static void
@@ -252,22 +257,50 @@ fm_topology_adopt(fm_topology *topology, bool is_queue, fm_slice name)
     for (size_t i = 0; i < topology->count; i++) {
         struct fm_declaration *item = &topology->items[i];
 
-        if (!item->is_adopted && is_called(item, is_queue, name))
-            item->is_adopted = is_changed = true;
+        if (item->is_adopted || item->tries == MOST_TRIES
+            || !is_called(item, is_queue, name))
+            continue;
+        item->is_adopted = is_changed = true;
+        item->tries++;
     }
     return is_changed;
 }
 
+static bool
+is_binding_of(const struct fm_declaration *item, bool is_queue, fm_slice name)
+{
+    return item->kind == DECLARE_BINDING
+        && name_is(
+            is_queue ? item->as.binding.queue : item->as.binding.exchange,
+            name);
+}
+
 bool
-fm_topology_disown(fm_topology *topology)
+fm_topology_disown(fm_topology *topology, bool is_queue, fm_slice name)
 {
     bool is_changed = false;
 
-    for (size_t i = 0; i < topology->count; i++) {
-        is_changed |= topology->items[i].is_adopted;
-        topology->items[i].is_adopted = topology->items[i].follows = false;
+    for (size_t i = 0; i < topology->count; i++)
+        if (topology->items[i].is_adopted
+            && is_called(&topology->items[i], is_queue, name))
+            is_changed = true;
+    for (size_t i = 0; i < topology->count && is_changed; i++) {
+        struct fm_declaration *item = &topology->items[i];
+
+        if (is_called(item, is_queue, name)
+            || is_binding_of(item, is_queue, name))
+            item->is_adopted = false;
+        if (!is_queue)
+            item->follows = false;
     }
     return is_changed;
+}
+
+void
+fm_topology_settle(fm_topology *topology)
+{
+    for (size_t i = 0; i < topology->count; i++)
+        topology->items[i].tries = 0;
 }
 
 void
@@ -291,15 +324,15 @@ fm_topology_follow(fm_topology *topology, fm_slice exchange)
 bool
 fm_topology_trust_bindings(fm_topology *topology, bool is_queue, fm_slice name)
 {
-    bool is_changed = false;
+    bool is_adopted = false, is_changed = false;
 
-    for (size_t i = 0; i < topology->count; i++) {
+    for (size_t i = 0; i < topology->count; i++)
+        is_adopted |= topology->items[i].is_adopted
+            && is_called(&topology->items[i], is_queue, name);
+    for (size_t i = 0; i < topology->count && is_adopted; i++) {
         struct fm_declaration *item = &topology->items[i];
 
-        if (item->kind == DECLARE_BINDING && !item->is_adopted
-            && name_is(
-                is_queue ? item->as.binding.queue : item->as.binding.exchange,
-                name))
+        if (!item->is_adopted && is_binding_of(item, is_queue, name))
             item->is_adopted = is_changed = true;
     }
     return is_changed;

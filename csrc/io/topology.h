@@ -52,16 +52,19 @@ bool fm_topology_is_transient(const fm_topology *topology, const char *queue);
 /* --- adopting (adopt.h): the I/O thread's, as is writing --- */
 
 /* Only look for it from now on. False: there is no such declaration, or that
- * is so already. */
+ * is so already, or was tried too often. */
 FM_MUST_CHECK bool fm_topology_adopt(
     fm_topology *topology, bool is_queue, fm_slice name);
-/* Declare everything again. False: nothing was adopted. */
-FM_MUST_CHECK bool fm_topology_disown(fm_topology *topology);
+/* Declare it again, with its bindings. False: it was not adopted. */
+FM_MUST_CHECK bool fm_topology_disown(
+    fm_topology *topology, bool is_queue, fm_slice name);
+/* All is declared, or given up for now: the tries count from the start. */
+void fm_topology_settle(fm_topology *topology);
 /* Declare the classic queues bound to an exchange that is not durable as not
  * durable: so does the stock driver, and the first to come decides. */
 void fm_topology_follow(fm_topology *topology, fm_slice exchange);
-/* Leave the bindings of an exchange or queue to others. False: there is none,
- * or that is so already. */
+/* Leave the bindings of an adopted exchange or queue to others. False: there is
+ * none, or that is so already. */
 FM_MUST_CHECK bool fm_topology_trust_bindings(
     fm_topology *topology, bool is_queue, fm_slice name);
 

@@ -402,6 +402,16 @@ def test_a_stopped_broker_is_bad_health_until_it_runs(fast, own_broker, tmp_path
         assert client.call({}, "echo", arg="back") == "back"
 
 
+def consuming_through(proxy):
+    """Give what is known of the consuming connection through a proxy."""
+    (found,) = (
+        each["consuming"]
+        for each in oslo_fastmsg.health()["brokers"]
+        if each["hosts"] == [f"{proxy.host}:{proxy.port}"]
+    )
+    return found
+
+
 def test_a_broker_that_refuses_the_login_is_bad_health(fast, peers, topic, broker):
     url = f"fastmsg://nobody:{PASSWORD}@{broker.host}:{broker.port}/"
     client = peers.client(fast, topic=topic, url=url)
@@ -413,6 +423,29 @@ def test_a_broker_that_refuses_the_login_is_bad_health(fast, peers, topic, broke
     wait_until(lambda: not oslo_fastmsg.health()["brokers"][0]["publishing"]["wanted"])
     reasons = wait_for_reason("the publish connection is not open")
     assert PASSWORD not in json.dumps(reasons)
+
+
+def test_a_connection_that_failed_and_is_not_wanted_is_no_bad_health(
+    fast, peers, topic, proxy
+):
+    """Who called was cleaned up in the outage; who casts goes on."""
+    caller = peers.transport(fast, via=proxy)
+    other = peers.transport(fast, via=proxy)
+    peers.server(fast, TestEndpoint(), topic=topic)
+    peers.client(fast, topic=topic, transport=caller).call({}, "echo")
+    client = peers.client(fast, topic=topic, transport=other)
+    client.cast({}, "echo")
+
+    proxy.refuse()
+    proxy.cut()
+    wait_for_reason("the consume connection is not open")
+    wait_until(lambda: consuming_through(proxy)["failures"] > 0)
+    peers.clean(caller)
+    proxy.accept()
+    client.cast({}, "echo")
+
+    wait_until(is_well)
+    assert consuming_through(proxy)["state"] == "idle"
 
 
 def test_a_silent_broker_is_bad_health_before_the_connection_is_given_up(
@@ -460,8 +493,8 @@ def test_a_queue_that_is_deleted_and_not_restored_is_bad_health(
 
 
 def test_a_server_that_the_broker_refused_is_not_missed(fast, peers, topic, spy):
-    spy.queue(topic, **{"x-max-length": 7})
-    transport = peers.transport(fast)
+    spy.exchange(f"exchange-{topic}", "direct")
+    transport = peers.transport(fast, control_exchange=f"exchange-{topic}")
     server = oslo_messaging.get_rpc_server(
         transport, oslo_messaging.Target(topic=topic, server="s"), [TestEndpoint()]
     )

@@ -1,5 +1,6 @@
 """Exchanges and queues that exist with other flags than configured."""
 
+import oslo_messaging
 import pytest
 from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint, stock_takes
@@ -67,9 +68,12 @@ def test_a_server_uses_what_is_there_and_says_so(
 
     assert flags(broker, topic) == found
     if change == "to durable":  # its queues are declared like the exchange
-        what, command = f"exchange '{exchange}'", f"exchange --vhost=/ name={exchange}"
+        what, command = (
+            f"exchange '{exchange}'",
+            f"exchange '--vhost=/' 'name={exchange}'",
+        )
     else:
-        what, command = f"queue '{topic}'", f"delete_queue --vhost / {topic}"
+        what, command = f"queue '{topic}'", f"delete_queue --vhost '/' '{topic}'"
     wait_until(lambda: f"{what} exists with another '" in caplog.text)
     assert command in caplog.text
     said = [r.getMessage() for r in caplog.records if "used as it is" in r.getMessage()]
@@ -185,3 +189,21 @@ def test_a_user_who_may_not_configure_uses_what_is_there(
     assert client.call({}, "echo", arg=1) == 1
     client.prepare(fanout=True).cast({}, "echo", arg=2)
     wait_until(lambda: 2 in endpoint.seen.items())
+
+
+def test_a_user_who_may_not_configure_what_is_not_there_is_told(
+    peers, fast, broker, topic, exchange
+):
+    broker.add_user("helpless", "secret")
+    broker.set_permissions("helpless", "/", configure="^$")
+    url = broker.url("fastmsg").replace("guest:guest@", "helpless:secret@")
+    transport = peers.transport(fast, url=url, control_exchange=exchange)
+    client = peers.client(fast, topic=topic, transport=transport, timeout=5)
+
+    with pytest.raises(oslo_messaging.MessageDeliveryFailure, match="access to"):
+        peers.server(fast, TestEndpoint(), topic=topic, transport=transport)
+    with pytest.raises(oslo_messaging.MessageDeliveryFailure, match="access to"):
+        client.cast({}, "echo", arg=1)
+    said = f"'{exchange}' in vhost '/' refused"
+    wait_until(lambda: broker.whole_log().count(said) >= 2)
+    assert broker.whole_log().count(said) <= 10

@@ -2,13 +2,18 @@
 
 import bz2
 import json
+import logging
 import lzma
+import threading
+import time
 import zlib
 
 import oslo_messaging
 import pytest
 from fix_peer import Notes, TestEndpoint
-from fix_wire import payload_of
+from fix_wire import Impostor, envelope, payload_of
+
+from oslo_fastmsg import _envelope
 
 LARGE = {"text": "compress me " * 500, "é": [1.5, None]}
 
@@ -70,6 +75,78 @@ def test_compressed_replies_find_their_callers(peers, pairing, topic, background
 
     calls = [background(client.call, {}, "echo", arg=[n, LARGE]) for n in range(40)]
     assert [call.result() for call in calls] == [[n, LARGE] for n in range(40)]
+
+
+def test_a_caller_who_polls_for_everybody_is_woken(
+    peers, pairing, topic, background, monkeypatch
+):
+    """Not the I/O thread but Python ends his call, and slowly at that."""
+    if pairing.sender != "fast":
+        pytest.skip("stock reads its replies itself")
+    receiver = pairing.receiver
+    rabbit = {"kombu_compression": "gzip"}
+    peers.server(receiver, TestEndpoint(), topic=topic, rabbit=rabbit, **more(receiver))
+    client = peers.client(pairing.sender, topic=topic)
+    read = _envelope.read
+
+    def read_late(*args):
+        time.sleep(0.1)  # beyond what an acknowledgement of replies takes
+        return read(*args)
+
+    monkeypatch.setattr(_envelope, "read", read_late)
+
+    def call_often():
+        began = time.monotonic()
+        for number in range(5):
+            assert client.call({}, "echo", arg=[number, LARGE]) == [number, LARGE]
+        return time.monotonic() - began
+
+    assert background(call_often).result() < 10
+
+
+def test_a_reply_that_cannot_be_read_takes_no_other_along(
+    peers, fast, topic, broker, background
+):
+    def answer(spy, payload):
+        reply_to, msg_id = payload["_reply_q"], payload["_msg_id"]
+        reply = {"result": "right", "failure": None, "ending": True, "_msg_id": msg_id}
+        headers = {"application_headers": {"compression": "application/x-gzip"}}
+        deep = f'{{"_msg_id": "{msg_id}", "result": {"[" * 1001}{"]" * 1001}}}'
+        for text in (deep, "{", '{"a": 1}'):
+            spy.send("", reply_to, zlib.compress(text.encode()), **headers)
+        spy.send("", reply_to, zlib.compress(envelope(reply)), **headers)
+
+    client = peers.client(fast, topic=topic)
+    with Impostor(broker, topic, answer):
+        for _ in range(5):
+            assert client.call({}, "echo") == "right"
+
+
+def test_a_log_handler_that_waits_holds_no_reply_back(
+    peers, fast, topic, proxy, background
+):
+    rabbit = {"kombu_compression": "gzip"}
+    peers.server(fast, TestEndpoint(), topic=topic, rabbit=rabbit, **EVERYTHING)
+    client = peers.client(fast, topic=topic, via=proxy)
+    assert client.call({}, "echo", arg=LARGE) == LARGE
+
+    free, held = threading.Event(), threading.Event()
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            held.set()
+            free.wait(20)
+
+    handler = Handler()
+    logging.getLogger("oslo_fastmsg").addHandler(handler)
+    try:
+        proxy.cut()
+        assert held.wait(10)
+        assert background(client.call, {}, "echo", arg=LARGE).result(10) == LARGE
+        assert not free.is_set()
+    finally:
+        free.set()
+        logging.getLogger("oslo_fastmsg").removeHandler(handler)
 
 
 def test_a_monitored_call_lives_on_compressed_signs_of_life(peers, pairing, topic):

@@ -143,12 +143,19 @@ what_differs_is_looked_for_until_it_is_gone(void)
         "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'one' in "
         "vhost '/': received 'true' but current is 'false'");
     fm_close gone = say(404, "NOT_FOUND - no queue 'one' in vhost '/'");
+    fm_close another = say(404, "NOT_FOUND - no queue 'two' in vhost '/'");
+    fm_close down = say(404,
+        "NOT_FOUND - home node 'r@h' of durable queue 'one' in vhost '/' is "
+        "down or inaccessible");
 
     check_flags(topology, "eqbqb");
     CHECK(!fm_adopt(topology, &gone)); /* nothing was adopted */
     CHECK(fm_adopt(topology, &why));
     check_flags(topology, "eQbqb");
-    CHECK(!fm_adopt(topology, &why)); /* no news: give up */
+    CHECK(!fm_adopt(topology, &why));  /* no news: give up */
+    CHECK(!fm_adopt(topology, &down)); /* it is there, but away */
+    CHECK(!fm_adopt(topology, &another));
+    check_flags(topology, "eQbqb");
     CHECK(fm_adopt(topology, &gone));
     check_flags(topology, "eqbqb");
     fm_topology_unref(topology);
@@ -180,6 +187,29 @@ bindings_that_are_refused_are_trusted(void)
     CHECK(fm_adopt(topology, &why));
     check_flags(topology, "eQqb");
     CHECK(!fm_adopt(topology, &why));
+    fm_topology_unref(topology);
+}
+
+/* A user who may not declare it, and nobody has. */
+static void
+what_is_refused_and_not_there_is_given_up(void)
+{
+    fm_topology *topology = make();
+    fm_close refused = say(403,
+        "ACCESS_REFUSED - access to queue 'one' in vhost '/' refused for user "
+        "'u'");
+    fm_close gone = say(404, "NOT_FOUND - no queue 'one' in vhost '/'");
+
+    for (int round = 0; round < 2; round++) { /* and tried again later */
+        int tries = 0;
+
+        while (fm_adopt(topology, &refused)) {
+            tries++;
+            CHECK(tries < 10);
+            CHECK(fm_adopt(topology, &gone));
+        }
+        CHECK_INT(tries, 3);
+    }
     fm_topology_unref(topology);
 }
 
@@ -229,10 +259,45 @@ each_is_said_once(void)
             "exchange 'e' exists with another 'auto_delete' than configured "
             "and is used as it is (received 'true' but current is 'false'); to "
             "have it made anew, stop who uses it and run: rabbitmqadmin delete "
-            "exchange --vhost=v name=e");
+            "exchange '--vhost=v' 'name=e'");
         count++;
     }
     CHECK_INT(count, 1);
+}
+
+/* Nor is one that would do something else when it is pasted. */
+static void
+a_command_that_does_not_fit_is_left_out(void)
+{
+    static const char *const names[] = { "it's",
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" };
+    fm_event_reader reader = { 0 };
+    fm_event event;
+
+    for (size_t i = 0; i < 2; i++) {
+        fm_queue queue = { .name = names[i] };
+        fm_topology *topology;
+        char text[512];
+        fm_close why;
+
+        snprintf(text, sizeof(text),
+            "inequivalent arg 'durable' for queue '%s' in vhost '/': received "
+            "'true' but current is 'false'",
+            names[i]);
+        why = say(406, text);
+        CHECK_INT(fm_topology_new(&topology), FM_OK);
+        CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+        while (fm_event_wait(&reader, &event, fm_now()) == FM_OK)
+            ;
+        CHECK(fm_adopt(topology, &why));
+        CHECK_INT(fm_event_wait(&reader, &event, fm_now()), FM_OK);
+        CHECK_HAS(event.text, names[i]);
+        CHECK_HAS(event.text, "but current is 'false')");
+        CHECK(strstr(event.text, "run:") == NULL);
+        fm_topology_unref(topology);
+    }
 }
 
 int
@@ -243,7 +308,9 @@ main(void)
     RUN(what_differs_is_looked_for_until_it_is_gone);
     RUN(classic_queues_follow_an_exchange_that_is_not_durable);
     RUN(bindings_that_are_refused_are_trusted);
+    RUN(what_is_refused_and_not_there_is_given_up);
     RUN(some_things_are_errors);
+    RUN(a_command_that_does_not_fit_is_left_out);
     RUN(each_is_said_once);
     return 0;
 }

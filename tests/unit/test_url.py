@@ -123,10 +123,11 @@ def test_tls_checks_more_than_stock(settings, verify_peer, verify_host):
 
 def test_old_tls_versions_are_taken_for_new_ones(caplog):
     for version in ("TLSv1", "SSLv23", "TLSv1_1"):
-        arguments(ssl=True, ssl_version=version)
+        _url.warn_of_old_tls(Settings(ssl=True, ssl_version=version))
         assert f"ssl_version {version} is taken for TLS 1.2 or newer" in caplog.text
     assert len(caplog.records) == 3
-    arguments(ssl=True, ssl_version="TLSv1_2")
+    _url.warn_of_old_tls(Settings(ssl=True, ssl_version="TLSv1_2"))
+    _url.warn_of_old_tls(Settings(ssl=False, ssl_version="TLSv1"))
     assert len(caplog.records) == 3
 
 

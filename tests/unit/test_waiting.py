@@ -48,7 +48,6 @@ def test_nothing_else_sleeps():
         *("_listener.py: self._share.close", "_listener.py: self._share.flush"),
         *("_listener.py: super().stop", "_incoming.py: self._replier.reply"),
         "_listener.py: self._stopping.wait",  # a _waiting.Signal
-        "_replies.py: consumer.take",  # with a timeout of 0
         "_replies.py: chosen.wait",  # a _waiting.Signal
         *("_listener.py: room.wait", "_listener.py: self._backlog.wait"),  # another
     }

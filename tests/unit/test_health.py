@@ -91,6 +91,11 @@ def test_a_healthy_one_has_no_reasons(judged):
 
 
 WELL = {
+    "a login that was refused a while ago": {
+        "publishing.state": "idle",
+        "publishing.wanted": False,
+        "publishing.failures": 1,
+    },
     "a connection that nobody wants": {
         "consuming.state": "idle",
         "consuming.wanted": False,
@@ -129,11 +134,12 @@ ILL = {
     ),
     "a connection that is given up": (
         {
+            "publishing.since_s": 59.9,
             "publishing.state": "idle",
             "publishing.wanted": False,
             "publishing.failures": 1,
         },
-        "the publish connection is not open since 100.0 s (idle)",
+        "the publish connection is not open since 59.9 s (idle)",
     ),
     "silence": (
         {"consuming.heard_s": 91.0},
