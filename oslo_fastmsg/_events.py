@@ -11,10 +11,11 @@ import contextlib
 import functools
 import logging
 import weakref
+from collections.abc import Callable
 
-from oslo_fastmsg import _core, _replies, _waiting
+from oslo_fastmsg import _core, _waiting
 
-__all__ = ["forget", "release", "retain"]
+__all__ = ["forget", "release", "retain", "when_called"]
 
 LOG = logging.getLogger("oslo_fastmsg")
 
@@ -72,6 +73,17 @@ class _Drain:
 _drain = _Drain()
 
 
+_called: list[Callable[[], None]] = []
+
+
+def when_called(function: Callable[[], None]) -> None:
+    """Have a function called when the core needs Python for something.
+
+    It is to be quick, and to wait for nothing.
+    """
+    _called.append(function)
+
+
 def retain(user: object) -> None:
     """Have events logged for as long as `user` lives or until its release.
 
@@ -89,7 +101,6 @@ def forget() -> None:
     """In a forked child: nobody uses anything, and there is no thread."""
     global _drain
     _drain = _Drain()
-    _replies.forget()
 
 
 def _log_all() -> None:
@@ -99,6 +110,7 @@ def _log_all() -> None:
         # matter, and the ring must not fill.
         with contextlib.suppress(Exception):
             if level == 0:
-                _replies.begin_to_read_slowly()
+                for function in _called:
+                    function()
             else:
                 LOG.log(level, "%s", text)

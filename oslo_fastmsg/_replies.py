@@ -4,10 +4,10 @@ import functools
 import logging
 import weakref
 
-from oslo_fastmsg import _core, _envelope, _topology, _waiting
+from oslo_fastmsg import _bus, _core, _envelope, _events, _topology, _waiting
 from oslo_fastmsg._options import Settings
 
-__all__ = ["ReplyQueue", "begin_to_read_slowly", "forget"]
+__all__ = ["ReplyQueue"]
 
 LOG = logging.getLogger(__name__)
 
@@ -20,27 +20,37 @@ _PREFETCH = 1024
 _SLOW_TAKE = 32
 _SLOW_LOOK_S = 30.0
 
-_open_queues: weakref.WeakSet["ReplyQueue"] = weakref.WeakSet()
-_queues_lock = _waiting.make_lock()
+
+class _OpenQueues:
+    """The queues of this process that have a consumer."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Have none: at first, and in a forked child."""
+        self._lock = _waiting.make_lock()
+        self._queues: weakref.WeakSet[ReplyQueue] = weakref.WeakSet()
+
+    def add(self, queue: "ReplyQueue") -> None:
+        with self._lock:
+            self._queues.add(queue)
+
+    def begin_to_read_slowly(self) -> None:
+        """Have those replies read that the core cannot: compressed ones, mostly.
+
+        From then on each queue has a thread for them, so that they do not wait
+        for handlers of the log.
+        """
+        with self._lock:
+            queues = list(self._queues)
+        for queue in queues:
+            queue.begin_to_read_slowly()
 
 
-def begin_to_read_slowly() -> None:
-    """Have those replies read that the core cannot: compressed ones, mostly.
-
-    The core calls for it when one has come (``_events``). From then on each queue
-    has a thread for them, so that they do not wait for handlers of the log.
-    """
-    with _queues_lock:
-        queues = list(_open_queues)
-    for queue in queues:
-        queue.begin_to_read_slowly()
-
-
-def forget() -> None:
-    """In a forked child: there is no queue, and nobody holds the lock."""
-    global _open_queues, _queues_lock
-    _open_queues = weakref.WeakSet()
-    _queues_lock = _waiting.make_lock()
+_open_queues = _OpenQueues()
+_bus.forget_after_fork(_open_queues)
+_events.when_called(_open_queues.begin_to_read_slowly)
 
 
 def _read_slowly(
@@ -107,8 +117,7 @@ class ReplyQueue:
             )
             consumer.start()
             self._consumer = consumer
-        with _queues_lock:
-            _open_queues.add(self)
+        _open_queues.add(self)
         LOG.debug("Replies are received on queue %s", self.name)
         return consumer
 
