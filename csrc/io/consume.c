@@ -10,6 +10,7 @@
 
 enum {
     ACK_REPLIES = 32,       /* replies that one ack settles */
+    ACCESS_REFUSED = 403,
     ODD_REPLIES = 1024,     /* that wait to be read by Python */
     TAKE_BYTES = 64 * 1024, /* so many, or more, are no company for others */
 };
@@ -957,9 +958,8 @@ fm_consumer_step(fm_consumer *consumer, int64_t now, bool up)
 fm_deadline
 fm_consumer_verify_at(const fm_consumer *consumer)
 {
-    return consumer->state == FM_CONSUMER_CONSUMING && !consumer->is_untold
-        ? consumer->verify_at
-        : FM_NEVER;
+    return consumer->state == FM_CONSUMER_CONSUMING ? consumer->verify_at
+                                                    : FM_NEVER;
 }
 
 /* A durable classic queue is left out: it is away as long as its node is,
@@ -978,6 +978,7 @@ void
 fm_consumer_verified(fm_consumer *consumer, int64_t now)
 {
     atomic_store(&consumer->verified_at, now);
+    consumer->is_untold = false;
     consumer->verify_at = FM_NEVER;
     if (consumer->looks > 0) {
         consumer->looks--;
@@ -1011,9 +1012,12 @@ fm_consumer_not_verified(fm_consumer *consumer, const fm_close *why)
     char text[FM_ERROR_TEXT / 2];
 
     fm_amqp_print_close(text, sizeof(text), why);
-    fm_event_post(FM_WARNING,
-        "whether the queue '%s' is still there the broker does not say: %s",
-        consumer->queues[0], text);
+    if (!consumer->is_untold)
+        fm_event_post(FM_WARNING,
+            "whether the queue '%s' is still there the broker does not say: %s",
+            consumer->queues[0], text);
     consumer->is_untold = true;
+    consumer->verify_at =
+        why->code == ACCESS_REFUSED ? FM_NEVER : fm_now() + WATCH_NS;
     atomic_store(&consumer->verified_at, 0);
 }
