@@ -10,7 +10,6 @@
 
 enum {
     ACK_REPLIES = 32,       /* replies that one ack settles */
-    ACCESS_REFUSED = 403,
     ODD_REPLIES = 1024,     /* that wait to be read by Python */
     TAKE_BYTES = 64 * 1024, /* so many, or more, are no company for others */
 };
@@ -21,7 +20,7 @@ enum {
  * takes its time to forget those of a node that died. */
 #define FIRST_LOOK_NS FM_NS_PER_S
 #define NEXT_LOOK_NS (9 * FM_NS_PER_S)
-enum { LOOKS = 2 };
+enum { LOOKS = 2, ACCESS_REFUSED = 403 };
 /* From then on, those of replies, for the sake of health(); and others of which
  * one was gone: what the broker has left of it may expire by and by, and then
  * deletes the new one, which has its name. */

@@ -8,6 +8,7 @@ All processes are stuck at the same time, once for all tests of a heartbeat.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -87,7 +88,7 @@ class Held:
 
     def __init__(self, beat: int) -> None:
         self.beat = beat
-        self.stuck_s = beat * SILENT_BEATS
+        self.stuck_s = math.ceil(beat * SILENT_BEATS)
         self.scenes: dict[str, Scene] = {}
         self.answers: dict[str, list[Any]] = {}
         self.log = ""
