@@ -24,6 +24,8 @@ _loads: Callable[[str | bytes], Any] = _kombu_json.loads
 _dumps: Callable[[Any], Any] = _kombu_json.dumps
 _decompress: Callable[[bytes, str], Any] = _compression.decompress
 _compress: Callable[[bytes, str], tuple[bytes, str]] = _compression.compress
+_get_encoder: Callable[[str], object] = _compression.get_encoder
+_encoders: Callable[[], list[str]] = _compression.encoders
 
 _CONTENT_TYPE = "application/json"
 _MAX_SHOWN = 60
@@ -66,10 +68,10 @@ def check_compression(name: str) -> None:
     :raises RuntimeError: kombu does not know the name, or lacks the module.
     """
     try:
-        _compression.get_encoder(_known_by_kombu(name))
+        _get_encoder(_known_by_kombu(name))
     except KeyError:
         # kombu lists MIME types, and has other names for some of them.
-        there = {*_compression.encoders(), *_NAMES}
+        there = {*_encoders(), *_NAMES}
         names = sorted(each for each in there if _has_encoder(each))
         raise RuntimeError(
             f"Configuration Error: kombu_compression {name!a} is unknown here; "
@@ -83,7 +85,7 @@ _NAMES = ("gzip", "zlib", "bzip2", "bz2", "lzma", "xz", "brotli", "zstd")
 
 def _has_encoder(name: str) -> bool:
     try:
-        _compression.get_encoder(_known_by_kombu(name))
+        _get_encoder(_known_by_kombu(name))
     except KeyError:
         return False
     return True

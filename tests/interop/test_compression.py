@@ -216,14 +216,15 @@ def test_bz2_is_bzip2(peers, spy, fast, topic):
 
 
 def test_an_unknown_compression_is_refused_at_the_start(peers, fast):
-    with pytest.raises(oslo_messaging.DriverLoadFailure, match="gzip.*lzma"):
+    with pytest.raises(oslo_messaging.DriverLoadFailure, match=r"gzip.*lzma"):
         peers.transport(fast, rabbit={"kombu_compression": "rot13"})
 
 
 def test_what_cannot_be_written_is_refused_before_it_is_compressed(peers, fast, topic):
     client = peers.client(fast, topic=topic, rabbit={"kombu_compression": "gzip"})
 
+    circle = []
+    circle.append(circle)
+
     with pytest.raises(ValueError, match="Circular"):
-        circle = []
-        circle.append(circle)
         client.cast({}, "echo", arg=circle)

@@ -88,7 +88,7 @@ def test_what_is_set_in_vain_is_said_in_one_line(caplog):
 
 def test_an_unknown_compression_is_refused():
     assert read(kombu_compression="xz").kombu_compression == "xz"
-    with pytest.raises(RuntimeError, match="kombu_compression 'rot13'.*bzip2, gzip"):
+    with pytest.raises(RuntimeError, match=r"kombu_compression 'rot13'.*bzip2, gzip"):
         read(kombu_compression="rot13")
 
 
