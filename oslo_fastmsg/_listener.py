@@ -238,12 +238,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
 
     def _read_slowly(self, delivery: _core.Delivery) -> dict[str, Any] | None:
         try:
-            payload = _envelope.read(
-                delivery.body,
-                delivery.content_type,
-                delivery.content_encoding,
-                delivery.headers,
-            )
+            payload = _envelope.read_delivery(delivery)
         except (_envelope.Rejected, _core.BadMessage) as why:
             LOG.error(
                 "Rejected a message of %d bytes from queue %s: %s",

@@ -165,12 +165,7 @@ class ReplyQueue:
         try:
             payload = delivery.payload
             if payload is None:
-                payload = _envelope.read(
-                    delivery.body,
-                    delivery.content_type,
-                    delivery.content_encoding,
-                    delivery.headers,
-                )
+                payload = _envelope.read_delivery(delivery)
         except (_envelope.Rejected, _core.BadMessage) as error:
             self._reject(delivery, str(error))
             return

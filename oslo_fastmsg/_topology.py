@@ -1,9 +1,10 @@
 """Names, flags and arguments of exchanges and queues.
 
-Pure functions, but for those of random names, from options to declarations, in the form that the core takes
-and in the order in which the stock driver makes them. Peers on either driver
-declare the same things, and the broker answers 406 when one flag or argument
-differs, so each line here is somebody else's expectation.
+Pure functions, but for those that draw names, from options to declarations, in
+the form that the core takes and in the order in which the stock driver makes
+them. Peers on either driver declare the same things, and the broker answers 406
+when one flag or argument differs, so each line here is somebody else's
+expectation.
 """
 
 from collections.abc import Iterable
