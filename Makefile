@@ -22,8 +22,8 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 
 .PHONY: all help packages packages-wsgi venv build test test-timing test-slow \
-	test-all test-versions test-faults test-asan test-upstream test-wsgi demo \
-	bench lint format tidy sdist clean distclean
+	test-all test-versions test-faults test-tls test-asan test-upstream test-wsgi \
+	demo bench lint format tidy sdist clean distclean
 
 all: build
 
@@ -33,6 +33,7 @@ help:
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-versions  the tests, with each Python and three oslo.messaging'
 	@echo 'make test-faults  promises under faults: a table of what was measured'
+	@echo 'make test-tls     TLS: trust, versions, forks, throughput'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
 	@echo 'make test-upstream  oslo.messaging'"'"'s own tests, with this driver'
 	@echo 'make test-wsgi    the tests in uWSGI and Apache (mod_wsgi)'
@@ -120,6 +121,11 @@ test-versions: packages $(VENV)/made-tox
 
 test-faults: build
 	$(BIN)/python -m pytest -s tests/faults $(ARGS)
+
+# Also what else is marked slow or timing; and the programs of the core's own.
+test-tls: build
+	$(BIN)/python -m pytest -s -m tls $(ARGS)
+	$(BIN)/python -m pytest tests/native -k 'test_socket or test_handshake'
 
 test-asan: build
 	$(BIN)/python -m pytest tests/native/test_binding_asan.py $(ARGS)

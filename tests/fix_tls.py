@@ -75,6 +75,9 @@ class TlsRelay:
     """Accepts TLS and passes the bytes on to a broker's plain port.
 
     :ivar accepted: connections that got through the handshake.
+    :ivar versions: of TLS, one for each of them.
+    :ivar names: that clients asked for (SNI), None if they named nobody.
+    :ivar records: how many bytes each record carried to the broker.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class TlsRelay:
         self._broker = broker
         self._versions = at_least, at_most
         self.versions: list[str] = []
+        self.names: list[str | None] = []
+        self.records: list[int] = []
         self.accepted = 0
         self.show(certificate)
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -111,6 +116,7 @@ class TlsRelay:
         """Show another certificate, to connections from now on."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.chain, certificate.key)
+        context.sni_callback = lambda _, name, __: self.names.append(name)
         context.minimum_version, context.maximum_version = self._versions
         if self._versions[0] < ssl.TLSVersion.TLSv1_2:
             context.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -160,11 +166,15 @@ class TlsRelay:
         ):
             self._pairs.append((client, node))
             with contextlib.suppress(OSError):
-                _relay(client, node)
+                _relay(client, node, self.records)
 
 
-def _relay(client: ssl.SSLSocket, node: socket.socket) -> None:
-    """Pass bytes both ways until either side ends."""
+def _relay(client: ssl.SSLSocket, node: socket.socket, records: list[int]) -> None:
+    """Pass bytes both ways until either side ends.
+
+    :param records: gets the size of each record of the client's: OpenSSL gives no
+        more than one at a time.
+    """
     # One thread: an SSLSocket is not to be read and written at once.
     with selectors.DefaultSelector() as selector:
         selector.register(client, selectors.EVENT_READ, node)
@@ -176,6 +186,8 @@ def _relay(client: ssl.SSLSocket, node: socket.socket) -> None:
                     data = source.recv(65536)  # type: ignore[union-attr]
                     if not data:
                         return
+                    if source is client:
+                        records.append(len(data))
                     target.sendall(data)
                     if source is node or client.pending() == 0:
                         break

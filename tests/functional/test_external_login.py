@@ -5,6 +5,8 @@ import pytest
 from fix_peer import TestEndpoint
 from private_broker import PrivateBroker
 
+pytestmark = pytest.mark.tls
+
 CONFIG = """
 auth_mechanisms.1 = EXTERNAL
 ssl_cert_login_from = common_name

@@ -1,9 +1,11 @@
 """TLS: what is trusted, what is refused, and that it carries everything."""
 
+import os
 import re
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -13,6 +15,8 @@ import pytest
 from fix_peer import Notes, TestEndpoint, stock_takes
 from fix_tls import Authority, TlsRelay
 from private_broker import PrivateBroker
+
+pytestmark = pytest.mark.tls
 
 SCHEMES = {"fast": "fastmsg", "stock": "rabbit"}
 
@@ -146,6 +150,61 @@ def test_a_private_authority_that_is_not_named_is_refused(peers, broker, certifi
         for more in ({}, {"ssl_version": "TLSv1_2"}, {"ssl_version": "SSLv23"}):
             text = why_refused(peers, relay.url("fastmsg", ssl="true", **more))
             assert "certificate refused" in text
+
+
+SEND_ONE = """
+import sys
+import oslo_messaging
+from oslo_config import cfg
+
+transport = oslo_messaging.get_rpc_transport(cfg.CONF, sys.argv[1])
+make = getattr(oslo_messaging, "get_rpc_client", oslo_messaging.RPCClient)  # 14.1
+make(transport, oslo_messaging.Target(topic="t"), retry=0).cast({}, "echo", arg=1)
+"""
+
+
+def test_the_systems_authorities_count_when_none_is_named(
+    broker, authority, stranger, certificates
+):
+    """SSL_CERT_FILE is where OpenSSL has the system's looked for."""
+    with TlsRelay(broker, certificates["good"]) as relay:
+        command = [sys.executable, "-c", SEND_ONE, relay.url("fastmsg", ssl="true")]
+        ends = {
+            name: subprocess.run(
+                command,
+                env={**os.environ, "SSL_CERT_FILE": who.file},
+                capture_output=True,
+                text=True,
+            )
+            for name, who in (("known", authority), ("unknown", stranger))
+        }
+    assert ends["known"].returncode == 0, ends["known"].stderr
+    assert ends["unknown"].returncode != 0
+    assert "certificate refused" in ends["unknown"].stderr
+
+
+def test_a_host_is_asked_for_by_its_name(peers, broker, authority, certificates):
+    """And by none if it is an address, which SNI has no room for (RFC 6066)."""
+    ca = {"ssl": "true", "ssl_ca_file": authority.file}
+    with TlsRelay(broker, certificates["good"]) as relay:
+        cast(peers, relay.url("fastmsg", "localhost", **ca))
+        cast(peers, relay.url("fastmsg", **ca))
+        assert relay.names == ["localhost", None]
+
+
+def test_a_message_is_one_record(peers, broker, authority, certificates):
+    """Method, header and body are sealed and sent together."""
+    with TlsRelay(broker, certificates["good"]) as relay:
+        url = relay.url("fastmsg", ssl="true", ssl_ca_file=authority.file)
+        transport = peers.transport("fast", url=url)
+        client = peers.client("fast", topic="t", transport=transport, retry=0)
+        client.cast({}, "echo", arg="first")
+        before = len(relay.records)
+        for _ in range(20):
+            client.cast({}, "echo", arg="x" * 2048)
+        records = relay.records[before:]
+    assert len(records) == 20
+    assert min(records) > 2048
 
 
 def test_checks_can_be_switched_off_one_by_one(peers, broker, authority, certificates):

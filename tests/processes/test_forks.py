@@ -23,7 +23,7 @@ def both_ways() -> Iterator[PrivateBroker]:
         yield node
 
 
-@pytest.fixture(params=["plain", "tls"])
+@pytest.fixture(params=["plain", pytest.param("tls", marks=pytest.mark.tls)])
 def url(request: pytest.FixtureRequest, both_ways: PrivateBroker) -> str:
     if request.param == "tls":
         return both_ways.tls_url("fastmsg")
