@@ -4,7 +4,6 @@ Calls in flight, listeners that nobody stops, daemon threads: the process ends
 as it was told, soon, and says nothing about it.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,29 +13,11 @@ from pathlib import Path
 
 import pytest
 from fix_peer import TestEndpoint
+from fix_pythons import OWN, interpreter
 from fix_scenes import Scene
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = "{}.{}".format(*sys.version_info)
 VERSIONS = ["3.10", "3.11", "3.12", "3.13"]
-
-
-def find_interpreter(version: str) -> str | None:
-    """Find one that runs: pyenv's shims are there for what it does not have."""
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    candidates = [
-        shutil.which(f"python{version}"),
-        *map(str, sorted(root.glob(f"versions/{version}.*/bin/python"), reverse=True)),
-    ]
-    for candidate in candidates:
-        if (
-            candidate
-            and not subprocess.run(
-                [candidate, "-c", "import ensurepip"], capture_output=True
-            ).returncode
-        ):
-            return candidate
-    return None
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +28,14 @@ def interpreters(
 
     Our own interpreter has all that is needed.
     """
-    made = {OURS: sys.executable}
+    made = {OWN: sys.executable}
 
     def get(version: str) -> str:
         if version in made:
             return made[version]
-        interpreter = find_interpreter(version)
-        if interpreter is None:
-            pytest.skip(f"there is no Python {version} here")
+        found, why_not = interpreter(version)
+        if found is None:
+            pytest.skip(why_not)
         folder = tmp_path_factory.mktemp(f"python{version}")
         source = folder / "source"
         shutil.copytree(
@@ -68,7 +49,7 @@ def interpreters(
         pip = [python, "-m", "pip", "install", "--quiet"]
         pip += ["--disable-pip-version-check"]
         for command in (
-            [interpreter, "-m", "venv", str(folder / "venv")],
+            [found, "-m", "venv", str(folder / "venv")],
             [*pip, "oslo.messaging>=14.0", "setuptools>=61", "wheel"],
             [*pip, "--no-build-isolation", "--no-deps", str(source)],
         ):
@@ -82,11 +63,11 @@ def interpreters(
 
 @pytest.fixture(
     params=[
-        OURS,
+        OWN,
         *[
             pytest.param(each, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
             for each in VERSIONS
-            if each != OURS
+            if each != OWN
         ],
     ]
 )
