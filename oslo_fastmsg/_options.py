@@ -68,13 +68,6 @@ _fastmsg_opts: list[cfg.Opt] = [
 ]
 _FASTMSG_NAMES = frozenset(opt.name for opt in _fastmsg_opts)
 
-#: Settings of the stock driver that change what is on the wire, and that this
-#: driver does not know yet, with what it does instead.
-_NOT_HONOURED = {
-    "rabbit_stream_fanout": "each server has a fanout queue of its own",
-}
-
-
 #: Settings of the stock driver about what this driver does not have.
 _WITHOUT_MEANING = frozenset(
     {
@@ -178,7 +171,7 @@ class Settings:
 
     @classmethod
     def read(cls, conf: Any) -> "Settings":
-        """Read them from what :func:`overlay` gave, and say what is not done.
+        """Read them from what :func:`overlay` gave, and say what means nothing.
 
         :raises RuntimeError: options that the stock driver refuses together;
             oslo.messaging makes a ``DriverLoadFailure`` of it.
@@ -197,14 +190,6 @@ class Settings:
         _refuse_what_stock_refuses(rabbit)
         if rabbit.kombu_compression:
             _envelope.check_compression(rabbit.kombu_compression)
-        for name, instead in _NOT_HONOURED.items():
-            if getattr(rabbit, name, None):
-                LOG.warning(
-                    "[%s] %s is set, but the fastmsg driver does not honour it yet: %s",
-                    _compat.RABBIT_GROUP,
-                    name,
-                    instead,
-                )
         in_vain = _set_in_vain(rabbit)
         if in_vain:
             LOG.info(

@@ -42,13 +42,13 @@ def check(settings: Settings) -> None:
         return
     if settings.rabbit_qos_prefetch_count <= 0:
         raise RuntimeError(
-            "Configuration Error: rabbit_stream_fanout need "
-            "rabbit_qos_prefetch_count to be set to a value greater than 0."
+            "Configuration Error: rabbit_stream_fanout needs "
+            "rabbit_qos_prefetch_count to be set to a value greater than 0"
         )
     if not settings.rabbit_transient_quorum_queue:
         raise RuntimeError(
-            "Configuration Error: rabbit_stream_fanout need "
-            "rabbit_transient_quorum_queue to be set to true."
+            "Configuration Error: rabbit_stream_fanout needs "
+            "rabbit_transient_quorum_queue to be set to true"
         )
 
 
@@ -89,8 +89,12 @@ def fanout_exchange(settings: Settings, topic: str) -> list[Declaration]:
 def fanout_queue_name(settings: Settings, topic: str) -> str:
     """Make the name of a server's own queue of fanouts.
 
+    A stream is shared by all servers of the topic, and has its exchange's name.
+
     :raises oslo_config.cfg.RequiredOptError: see :func:`reply_queue_name`.
     """
+    if settings.rabbit_stream_fanout:
+        return fanout_exchange_name(topic)
     return f"{fanout_exchange_name(topic)}_{_unique(settings)}"
 
 
@@ -123,8 +127,7 @@ def server_queues(
 ) -> tuple[list[Declaration], list[str]]:
     """Declare what an RPC server needs.
 
-    :param fanout_queue: the name of its own queue of fanouts, which nobody
-        else has.
+    :param fanout_queue: what :func:`fanout_queue_name` gave.
     :returns: the declarations, and the queues to consume from, in order.
     """
     declarations: list[Declaration] = []
@@ -133,7 +136,7 @@ def server_queues(
         declarations += _topic_queue(settings, exchange, queue, queue)
     declarations += fanout_exchange(settings, topic)
     declarations += [
-        _transient_queue(settings, fanout_queue),
+        _fanout_queue(settings, fanout_queue),
         ("bind", fanout_queue, fanout_exchange_name(topic), topic),
     ]
     return declarations, [topic, own, fanout_queue]
@@ -188,6 +191,17 @@ def _topic_queue(
     if exchange:  # the default exchange binds every queue by its name
         declarations.append(("bind", queue, exchange, key))
     return declarations
+
+
+def _fanout_queue(settings: Settings, name: str) -> Declaration:
+    declaration = _transient_queue(settings, name)
+    if not settings.rabbit_stream_fanout:
+        return declaration
+    # Neither limits nor expiry: it is the messages that expire.
+    arguments: Arguments = {"x-queue-type": "stream"}
+    if settings.rabbit_transient_queues_ttl > 0:
+        arguments["x-max-age"] = f"{settings.rabbit_transient_queues_ttl}s"
+    return ("queue", name, True, False, arguments)
 
 
 def _transient_queue(settings: Settings, name: str) -> Declaration:

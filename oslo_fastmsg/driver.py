@@ -278,8 +278,11 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             or _listener.rpc_prefetch(self._settings.rabbit_qos_prefetch_count),
             batch_size=batch_size,
             batch_timeout=batch_timeout,
-            # A queue with a stable name waits for the next start.
-            delete=[] if self._settings.use_queue_manager else [fanout_queue],
+            # A queue with a stable name waits for the next start, and a stream
+            # is everybody's.
+            delete=[]
+            if self._settings.use_queue_manager or self._settings.rabbit_stream_fanout
+            else [fanout_queue],
         )
 
     def listen_for_notifications(

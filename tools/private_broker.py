@@ -742,6 +742,15 @@ class PrivateBroker:
         return self._listing(
             "[[{node, node(proplists:get_value(channel_pid, C))} | C] || C <- "
             f"rabbit_amqqueue:consumers_all({_quote(self.virtual_host)})]"
+            # Those of streams are in the channels' own metrics alone.
+            " ++ [[{node, node(P)}, {queue_name, N}, {channel_pid, P}, "
+            "{consumer_tag, T}, {ack_required, A}, {prefetch_count, C}, "
+            "{arguments, Args}] || {{N, P, T}, _, A, C, _, _, Args} <- "
+            "lists:append([rpc:call(Node, ets, tab2list, [consumer_created]) "
+            "|| Node <- [node() | nodes()]]), {ok, Q} <- [rabbit_amqqueue:lookup(N)], "
+            "amqqueue:get_type(Q) =:= rabbit_stream_queue, "
+            # Which keep what has ended for a while.
+            "rpc:call(node(P), erlang, is_process_alive, [P])]"
         )
 
     def add_vhost(self, name: str) -> None:

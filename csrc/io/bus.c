@@ -655,6 +655,22 @@ begin_end(fm_bus *bus)
             fm_consumer_abandon(each);
 }
 
+/* A consumer found that this node does not have what it needs. */
+static void
+leave_host(fm_bus *bus, int64_t now)
+{
+    static const fm_error why = { .status = FM_DISCONNECTED,
+        .text = "that node has no replica of a stream" };
+    bool leaves = false;
+
+    for (fm_consumer *each = bus->members; each != NULL; each = each->next) {
+        leaves |= each->leaves_host;
+        each->leaves_host = false;
+    }
+    if (leaves && !bus->ending)
+        (void)!fm_conn_leave_host(&bus->consuming, now, &why);
+}
+
 fm_deadline
 fm_bus_step(fm_bus *bus, int64_t now)
 {
@@ -667,6 +683,7 @@ fm_bus_step(fm_bus *bus, int64_t now)
     admit_joining(bus);
     if (closing && !bus->ending)
         begin_end(bus);
+    leave_host(bus, now);
     for (fm_consumer *member = bus->members; member != NULL;
          member = member->next) {
         each =

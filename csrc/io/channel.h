@@ -23,6 +23,8 @@ typedef struct fm_delivery {
     fm_deliver deliver;   /* of a returned one: exchange and routing key only */
     uint16_t return_code; /* 0: delivered */
     uint64_t generation;  /* of the channel that delivered it */
+    bool is_of_stream;    /* and where in it; -1: it does not say */
+    int64_t offset;
     fm_content content;
     fm_buf meta; /* owned: the payloads of method and header frame */
     fm_buf body; /* owned */

@@ -322,6 +322,26 @@ lose(fm_conn *conn, const fm_error *why)
     leave(conn);
 }
 
+bool
+fm_conn_leave_host(fm_conn *conn, int64_t now, const fm_error *why)
+{
+    unsigned flaps = conn->flaps;
+
+    if (now - conn->left_at >= STABLE_NS)
+        conn->left = 0;
+    if (conn->state != FM_CONN_OPEN
+        || conn->left + 1 >= conn->config->host_count)
+        return false;
+    conn->left++;
+    conn->left_at = now;
+    conn->was_silent = true;
+    conn->silent_host = atomic_load(&conn->seen_host);
+    lose(conn, why);
+    conn->flaps = flaps; /* nobody threw us out */
+    conn->retry_at = conn->lost_at;
+    return true;
+}
+
 /* --- connecting --- */
 
 static void
@@ -372,7 +392,7 @@ next_host(fm_conn *conn)
 static void
 start_round(fm_conn *conn, int64_t now)
 {
-    if (conn->config->shuffle)
+    if (conn->config->shuffle && conn->left == 0)
         conn->host = (size_t)random_below(conn->config->host_count);
     if (conn->was_silent && conn->host == conn->silent_host)
         next_host(conn);

@@ -108,6 +108,8 @@ struct fm_conn {
     unsigned rounds;      /* failed in a row */
     bool was_silent;      /* that ended the last connection */
     size_t silent_host;   /* which is not to be the first of the next round */
+    size_t left;          /* hosts that were left for another, in a row */
+    int64_t left_at;
     int64_t retry_at;
     int64_t last_round;
     int64_t lost_at; /* when the last connection was lost; 0: never */
@@ -140,6 +142,12 @@ void fm_conn_before_sleep(fm_conn *conn, struct pollfd *poll);
 
 /* Take in what poll found. */
 void fm_conn_after_sleep(fm_conn *conn, const struct pollfd *poll);
+
+/* Go to another host than this one, which does not have what is wanted, with
+ * no pause. False: it is not open, or there is no other one that was not left
+ * within the last seconds. */
+FM_MUST_CHECK bool fm_conn_leave_host(
+    fm_conn *conn, int64_t now, const fm_error *why);
 
 /* IDLE, and no attempt's thread is left. */
 bool fm_conn_is_gone(const fm_conn *conn);

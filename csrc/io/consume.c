@@ -20,7 +20,7 @@ enum {
  * takes its time to forget those of a node that died. */
 #define FIRST_LOOK_NS FM_NS_PER_S
 #define NEXT_LOOK_NS (9 * FM_NS_PER_S)
-enum { LOOKS = 2, ACCESS_REFUSED = 403 };
+enum { LOOKS = 2, ACCESS_REFUSED = 403, PRECONDITION_FAILED = 406 };
 /* From then on, those of replies, for the sake of health(); and others of which
  * one was gone: what the broker has left of it may expire by and by, and then
  * deletes the new one, which has its name. */
@@ -52,10 +52,11 @@ fm_consumer_new(const fm_consumer_config *config, fm_topology *topology,
     consumer->queues = calloc(config->queue_count, sizeof(char *));
     consumer->cancelled = calloc(config->queue_count, sizeof(bool));
     consumer->missing = calloc(config->queue_count, sizeof(bool));
+    consumer->places = calloc(config->queue_count, sizeof(*consumer->places));
     consumer->verify_at = FM_NEVER;
     atomic_init(&consumer->verified_at, 0);
     if (consumer->queues == NULL || consumer->cancelled == NULL
-        || consumer->missing == NULL)
+        || consumer->missing == NULL || consumer->places == NULL)
         goto fail;
     for (; consumer->queue_count < config->queue_count;
          consumer->queue_count++) {
@@ -64,6 +65,9 @@ fm_consumer_new(const fm_consumer_config *config, fm_topology *topology,
         consumer->queues[i] = strdup(config->queues[i]);
         if (consumer->queues[i] == NULL)
             goto fail;
+        consumer->places[i].is_of_stream =
+            fm_topology_is_stream(topology, consumer->queues[i]);
+        consumer->has_streams |= consumer->places[i].is_of_stream;
     }
     status = fm_gate_new(&consumer->gate);
     if (status != FM_OK)
@@ -114,6 +118,7 @@ fm_consumer_unref(fm_consumer *consumer)
     free(consumer->queues);
     free(consumer->cancelled);
     free(consumer->missing);
+    free(consumer->places);
     fm_mutex_fini(&consumer->lock);
     free(consumer);
 }
@@ -211,6 +216,8 @@ fm_consumer_wait(fm_consumer *consumer, fm_deadline deadline, fm_error *error)
     }
 }
 
+static size_t index_of_tag(const fm_consumer *consumer, fm_slice tag);
+
 static fm_delivery *
 take_locked(fm_consumer *consumer, size_t max) FM_REQUIRES(consumer->lock)
 {
@@ -228,6 +235,11 @@ take_locked(fm_consumer *consumer, size_t max) FM_REQUIRES(consumer->lock)
     }
     consumer->intake = last->next;
     last->next = NULL;
+    for (fm_delivery *each = first; each != NULL; each = each->next)
+        if (each->is_of_stream)
+            fm_place_take(&consumer->places[index_of_tag(
+                              consumer, each->deliver.consumer_tag)],
+                each);
     return first;
 }
 
@@ -295,6 +307,21 @@ fm_consumer_reject(
             == FM_OK)
         fm_output_push_locked(output);
     fm_mutex_unlock(&output->lock);
+}
+
+void
+fm_consumer_refuse(
+    fm_consumer *consumer, const fm_delivery *delivery, bool requeue)
+{
+    if (!delivery->is_of_stream) {
+        fm_consumer_reject(consumer, delivery->generation,
+            delivery->deliver.delivery_tag, requeue);
+        return;
+    }
+    if (!requeue)
+        fm_counter_add(&consumer->rejected, 1);
+    (void)fm_consumer_ack(consumer, delivery->generation,
+        delivery->deliver.delivery_tag, false, true);
 }
 
 fm_status
@@ -373,7 +400,21 @@ fm_consumer_queue_of(const fm_consumer *consumer, const fm_delivery *delivery)
 /* --- scripts (I/O thread) --- */
 
 static fm_status
-write_consume(fm_script *script, const fm_consumer *consumer, size_t index)
+write_consume_of_stream(
+    fm_script *script, fm_consumer *consumer, size_t index, const char *tag)
+{
+    char text[FM_PLACE_TEXT];
+    fm_arg offset;
+
+    fm_mutex_lock(&consumer->lock);
+    fm_place_print(&consumer->places[index], fm_now(), text, &offset);
+    fm_mutex_unlock(&consumer->lock);
+    return fm_script_add_consume(
+        script, consumer->queues[index], tag, &(fm_table){ &offset, 1 });
+}
+
+static fm_status
+write_consume(fm_script *script, fm_consumer *consumer, size_t index)
 {
     /* RabbitMQ ends the consumer of a mirrored queue when another mirror
      * takes over, instead of going on silently with redeliveries. For a quorum
@@ -385,6 +426,9 @@ write_consume(fm_script *script, const fm_consumer *consumer, size_t index)
     char tag[8];
 
     snprintf(tag, sizeof(tag), "%u", (unsigned)index + 1);
+    if (consumer->has_streams
+        && fm_topology_is_stream(consumer->topology, consumer->queues[index]))
+        return write_consume_of_stream(script, consumer, index, tag);
     return fm_script_add_consume(script, consumer->queues[index], tag,
         consumer->cancel_on_failover
                 && !fm_topology_is_quorum(
@@ -394,7 +438,7 @@ write_consume(fm_script *script, const fm_consumer *consumer, size_t index)
 }
 
 static fm_status
-write_consume_all(fm_script *script, const fm_consumer *consumer)
+write_consume_all(fm_script *script, fm_consumer *consumer)
 {
     fm_status status = FM_OK;
 
@@ -404,7 +448,7 @@ write_consume_all(fm_script *script, const fm_consumer *consumer)
 }
 
 static fm_status
-write_declare(fm_script *script, const fm_consumer *consumer, bool consume)
+write_declare(fm_script *script, fm_consumer *consumer, bool consume)
 {
     fm_status status = fm_script_add_open(script);
 
@@ -441,7 +485,7 @@ write_release(fm_script *script, const fm_consumer *consumer)
 }
 
 static fm_status
-write_recover(fm_script *script, const fm_consumer *consumer)
+write_recover(fm_script *script, fm_consumer *consumer)
 {
     fm_status status = fm_topology_write(consumer->topology, script);
 
@@ -524,8 +568,9 @@ give_back_intake(fm_consumer *consumer)
     fm_delivery *left = empty_intake(consumer);
 
     for (fm_delivery *each = left; each != NULL; each = each->next)
-        fm_consumer_reject(
-            consumer, each->generation, each->deliver.delivery_tag, true);
+        if (!each->is_of_stream) /* which keeps all that it has */
+            fm_consumer_reject(
+                consumer, each->generation, each->deliver.delivery_tag, true);
     free_list(left);
 }
 
@@ -597,6 +642,10 @@ begin_consuming(fm_consumer *consumer, int64_t now)
         consumer->verify_at = now + FIRST_LOOK_NS;
         consumer->looks = LOOKS - 1;
     }
+    fm_mutex_lock(&consumer->lock);
+    for (size_t i = 0; i < consumer->queue_count; i++)
+        fm_place_begin(&consumer->places[i], now);
+    fm_mutex_unlock(&consumer->lock);
     set_state(consumer, FM_CONSUMER_CONSUMING);
 }
 
@@ -636,6 +685,40 @@ consumer_done(fm_channel *channel)
 }
 
 static void
+put_off(fm_consumer *consumer, int64_t now)
+{
+    consumer->retry_at = now + consumer->pause_ns;
+    consumer->pause_ns = consumer->pause_ns == 0 ? FIRST_PAUSE_NS
+        : consumer->pause_ns >= LAST_PAUSE_NS    ? LAST_PAUSE_NS
+                                                 : consumer->pause_ns * 2;
+    set_state(consumer, FM_CONSUMER_DOWN);
+}
+
+/* A stream is read from the node that the consumer is connected to, or not at
+ * all. "... does not have a replica on the local node", 3.10; "... a running
+ * replica ...", later. */
+static bool
+is_without_replica(const fm_close *why)
+{
+    static const char mark[] = "replica on the local node";
+
+    return why->code == PRECONDITION_FAILED
+        && memmem(why->text.data, why->text.len, mark, sizeof(mark) - 1)
+        != NULL;
+}
+
+/* The owner of the connection does it; until then, and if there is no other
+ * host, this one is tried again. */
+static void
+leave_host(fm_consumer *consumer, int64_t now)
+{
+    consumer->leaves_host = true;
+    if (consumer->pause_ns == 0)
+        consumer->pause_ns = FIRST_PAUSE_NS;
+    put_off(consumer, now);
+}
+
+static void
 consumer_closed(fm_channel *channel, const fm_close *why)
 {
     fm_consumer *consumer = channel->owner;
@@ -660,6 +743,10 @@ consumer_closed(fm_channel *channel, const fm_close *why)
         set_state(consumer, FM_CONSUMER_DOWN);
         return;
     }
+    if (is_without_replica(why)) {
+        leave_host(consumer, now);
+        return;
+    }
     (void)fm_error_set(&error, FM_REJECTED, why->code,
         "the broker refused the consumer of '%s': %s", consumer->queues[0],
         text);
@@ -674,11 +761,7 @@ consumer_closed(fm_channel *channel, const fm_close *why)
     if (consumer->state != FM_CONSUMER_DECLARING /* refused: it did not stand */
         && now - consumer->stands_since >= LAST_PAUSE_NS)
         consumer->pause_ns = 0;
-    consumer->retry_at = now + consumer->pause_ns;
-    consumer->pause_ns = consumer->pause_ns == 0 ? FIRST_PAUSE_NS
-        : consumer->pause_ns >= LAST_PAUSE_NS    ? LAST_PAUSE_NS
-                                                 : consumer->pause_ns * 2;
-    set_state(consumer, FM_CONSUMER_DOWN);
+    put_off(consumer, now);
 }
 
 /* basic.cancel by the broker: the queue is gone, or its leader. */
@@ -709,6 +792,14 @@ take_cancel(fm_consumer *consumer, fm_slice payload)
         consumer->queues[index]);
     consumer->cancelled[index] = true;
     consumer->any_lost = true;
+    /* Of a stream that is the end, and of nothing else: with a new leader, or
+     * a new replica, the broker goes on reading. */
+    fm_mutex_lock(&consumer->lock);
+    fm_place_forget(&consumer->places[index], fm_now());
+    for (fm_delivery *each = consumer->intake; each != NULL; each = each->next)
+        if (index_of_tag(consumer, each->deliver.consumer_tag) == index)
+            each->offset = -1; /* in what is no more */
+    fm_mutex_unlock(&consumer->lock);
     return status;
 }
 
@@ -798,11 +889,25 @@ take_reply(fm_consumer *consumer, fm_delivery *delivery)
 }
 
 static void
+note_place(fm_consumer *consumer, fm_delivery *delivery)
+{
+    size_t index = index_of_tag(consumer, delivery->deliver.consumer_tag);
+
+    if (index == SIZE_MAX || !consumer->places[index].is_of_stream)
+        return;
+    fm_mutex_lock(&consumer->lock);
+    fm_place_arrive(&consumer->places[index], delivery);
+    fm_mutex_unlock(&consumer->lock);
+}
+
+static void
 consumer_content(fm_channel *channel, fm_delivery *delivery)
 {
     fm_consumer *consumer = channel->owner;
 
     fm_counter_add(&consumer->delivered, 1);
+    if (consumer->has_streams)
+        note_place(consumer, delivery);
     if (consumer->table != NULL)
         take_reply(consumer, delivery);
     else if (!put_into_intake(consumer, delivery, SIZE_MAX))
@@ -825,6 +930,7 @@ fm_consumer_down(fm_consumer *consumer)
     forget_channel(consumer);
     consumer->retry_at = 0;
     consumer->pause_ns = 0;
+    consumer->leaves_host = false;
     switch (consumer->state) {
     case FM_CONSUMER_STOPPING:
     case FM_CONSUMER_STOPPED:

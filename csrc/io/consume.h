@@ -19,6 +19,7 @@
 #include "io/channel.h"
 #include "io/gate.h"
 #include "io/output.h"
+#include "io/place.h"
 #include "io/reply.h"
 #include "io/topology.h"
 
@@ -68,6 +69,7 @@ typedef struct fm_consumer {
     size_t queue_count;
     uint16_t prefetch;
     bool cancel_on_failover;
+    bool has_streams;
 
     /* A leaf: its holder takes no other lock, no GIL, and calls nobody. */
     fm_mutex lock;
@@ -78,8 +80,9 @@ typedef struct fm_consumer {
     fm_delivery *intake FM_GUARDED_BY(lock); /* owned; oldest first */
     fm_delivery *last FM_GUARDED_BY(lock);
     size_t intake_len FM_GUARDED_BY(lock);
-    fm_window seen FM_GUARDED_BY(lock);  /* ids of what was accepted */
-    char **farewell FM_GUARDED_BY(lock); /* owned: queues to delete at close */
+    fm_place *places FM_GUARDED_BY(lock); /* owned; by queue, if has_streams */
+    fm_window seen FM_GUARDED_BY(lock);   /* ids of what was accepted */
+    char **farewell FM_GUARDED_BY(lock);  /* owned: queues to delete at close */
     size_t farewell_len FM_GUARDED_BY(lock);
 
     /* For other threads to look at. */
@@ -97,14 +100,15 @@ typedef struct fm_consumer {
     struct fm_consumer *next; /* of the connection's */
     int64_t joined;           /* when it became one of them */
     bool established;         /* was declared once: never FAILED any more */
-    bool *cancelled; /* owned; by queue: the broker ended its consumer */
-    bool *missing;   /* owned; by queue: it is gone, the consumer may not be */
-    bool any_lost;   /* cancelled or missing */
-    bool consumes;   /* the script under way ends in consuming */
-    bool recovers;   /* and it has consumed before */
-    bool releases;   /* it gives up the consumers of missing queues */
-    bool is_watched; /* a queue was missing: looked for from then on */
-    bool is_untold;  /* the broker refused to say whether they are there */
+    bool *cancelled;  /* owned; by queue: the broker ended its consumer */
+    bool *missing;    /* owned; by queue: it is gone, the consumer may not be */
+    bool any_lost;    /* cancelled or missing */
+    bool consumes;    /* the script under way ends in consuming */
+    bool recovers;    /* and it has consumed before */
+    bool releases;    /* it gives up the consumers of missing queues */
+    bool is_watched;  /* a queue was missing: looked for from then on */
+    bool leaves_host; /* the node has no replica of a stream of its */
+    bool is_untold;   /* the broker refused to say whether they are there */
     int64_t verify_at; /* when to look whether its queues are there */
     unsigned looks;    /* to come after that one */
     int64_t retry_at;
@@ -154,6 +158,11 @@ bool fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
     bool multiple, bool push);
 void fm_consumer_reject(
     fm_consumer *consumer, uint64_t generation, uint64_t tag, bool requeue);
+
+/* Refuse a delivery. One of a stream is acknowledged, which keeps what it has:
+ * there, refusing ends the connection (540). */
+void fm_consumer_refuse(
+    fm_consumer *consumer, const fm_delivery *delivery, bool requeue);
 
 /* Give a reply that was read elsewhere to its caller: an enveloped one, of
  * which FM_OK takes the body. FM_NOT_FOUND: late; FM_BAD_MESSAGE: no reply. */

@@ -199,8 +199,8 @@ fm_topology_add_binding(fm_topology *topology, const char *queue,
     return FM_OK;
 }
 
-bool
-fm_topology_is_quorum(const fm_topology *topology, const char *queue)
+static bool
+has_type(const fm_topology *topology, const char *queue, const char *type)
 {
     for (size_t i = 0; i < topology->count; i++) {
         const struct fm_declaration *item = &topology->items[i];
@@ -212,9 +212,21 @@ fm_topology_is_quorum(const fm_topology *topology, const char *queue)
         for (size_t j = 0; j < table->count; j++)
             if (table->args[j].kind == FM_ARG_TEXT
                 && strcmp(table->args[j].name, "x-queue-type") == 0)
-                return strcmp(table->args[j].text, "quorum") == 0;
+                return strcmp(table->args[j].text, type) == 0;
     }
     return false;
+}
+
+bool
+fm_topology_is_quorum(const fm_topology *topology, const char *queue)
+{
+    return has_type(topology, queue, "quorum");
+}
+
+bool
+fm_topology_is_stream(const fm_topology *topology, const char *queue)
+{
+    return has_type(topology, queue, "stream");
 }
 
 bool
@@ -312,7 +324,8 @@ fm_topology_follow(fm_topology *topology, fm_slice exchange)
 
         if (binding->kind != DECLARE_BINDING
             || !name_is(binding->as.binding.exchange, exchange)
-            || fm_topology_is_quorum(topology, queue))
+            || fm_topology_is_quorum(topology, queue)
+            || fm_topology_is_stream(topology, queue)) /* always durable */
             continue;
         for (size_t j = 0; j < topology->count; j++)
             if (topology->items[j].kind == DECLARE_QUEUE

@@ -46,6 +46,9 @@ FM_MUST_CHECK fm_status fm_topology_add_binding(fm_topology *topology,
 /* Does it declare `queue` as a quorum queue? */
 bool fm_topology_is_quorum(const fm_topology *topology, const char *queue);
 
+/* And as a stream? */
+bool fm_topology_is_stream(const fm_topology *topology, const char *queue);
+
 /* Does it declare `queue` as one that does not outlive its node? */
 bool fm_topology_is_transient(const fm_topology *topology, const char *queue);
 

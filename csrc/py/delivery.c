@@ -224,7 +224,8 @@ PyDoc_STRVAR(begin_doc,
     "Acknowledge it before it is worked on, if it is still there to be.\n\n"
     ":returns: False: its connection is gone, and the broker delivers it "
     "again,\n"
-    "    to this or another consumer; or it is settled already.");
+    "    to this or another consumer (not one of a stream: that goes on after\n"
+    "    what was taken); or it is settled already.");
 
 static PyObject *
 Delivery_begin(PyObject *op, PyObject *Py_UNUSED(unused))
@@ -232,9 +233,10 @@ Delivery_begin(PyObject *op, PyObject *Py_UNUSED(unused))
     DeliveryObject *self = SELF(op);
 
     if (!settle(self)
-        || !fm_consumer_ack(self->consumer->consumer,
-            self->delivery->generation, self->delivery->deliver.delivery_tag,
-            false, true))
+        || (!fm_consumer_ack(self->consumer->consumer,
+                self->delivery->generation,
+                self->delivery->deliver.delivery_tag, false, true)
+            && !self->delivery->is_of_stream))
         Py_RETURN_FALSE;
     /* The broker may deliver it again even so, if that ack gets lost: after
      * this, since it takes another connection. */
@@ -248,7 +250,8 @@ PyDoc_STRVAR(reject_doc,
     "reject($self, requeue, /)\n--\n\n"
     "Refuse it.\n\n"
     ":param requeue: True: back to its queue; False: gone, unless the queue\n"
-    "    has a dead-letter exchange.");
+    "    has a dead-letter exchange. A stream keeps it, and does not deliver\n"
+    "    it here again.");
 
 static PyObject *
 Delivery_reject(PyObject *op, PyObject *requeue)
@@ -259,8 +262,7 @@ Delivery_reject(PyObject *op, PyObject *requeue)
     if (truth < 0)
         return NULL;
     if (settle(self))
-        fm_consumer_reject(self->consumer->consumer, self->delivery->generation,
-            self->delivery->deliver.delivery_tag, truth);
+        fm_consumer_refuse(self->consumer->consumer, self->delivery, truth);
     Py_RETURN_NONE;
 }
 

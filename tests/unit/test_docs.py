@@ -369,15 +369,13 @@ def test_options_that_are_read_are_honoured_and_the_others_are_not(operators):
         *_options._FASTMSG_NAMES,
     }
     read_by_us |= set(_options._MISSPELT.values())
-    ignored = set(_options._NOT_HONOURED)
-    assert options_in(operators, "honoured", "partly") == read_by_us - ignored
-    assert ignored <= options_in(operators, "not yet")
+    assert options_in(operators, "honoured", "partly") == read_by_us
     assert not options_in(operators, "no meaning", "checked") & read_by_us
 
 
 def test_every_verdict_is_one_of_those_explained(operators):
     verdicts = {row["here"].astext() for row in table(operators, "stock-options")}
-    assert verdicts == {"honoured", "partly", "checked", "no meaning", "not yet"}
+    assert verdicts == {"honoured", "partly", "checked", "no meaning"}
 
 
 def test_our_own_options_are_listed(operators):

@@ -92,17 +92,6 @@ def test_an_unknown_compression_is_refused():
         read(kombu_compression="rot13")
 
 
-def test_what_is_not_honoured_is_said(caplog):
-    if "rabbit_stream_fanout" not in {opt.name for opt in impl_rabbit.rabbit_opts}:
-        pytest.skip("the option came with oslo.messaging 14.7")
-    with caplog.at_level(logging.WARNING):
-        read()
-        assert not caplog.records
-        read(rabbit_stream_fanout=True)
-    assert "rabbit_stream_fanout" in caplog.text
-    assert len(caplog.records) == 1
-
-
 def test_certificates_are_checked_unless_it_is_said():
     assert read("?ssl_verify=none").ssl_verify == "none"
     if "ssl_enforce_hostname_verification" in {

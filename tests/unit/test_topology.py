@@ -167,6 +167,27 @@ def test_a_queue_is_quorum_or_mirrored_not_both():
         )
 
 
+@pytest.mark.parametrize(("ttl", "age"), [(1800, {"x-max-age": "1800s"}), (0, {})])
+def test_a_topic_has_one_stream_and_its_messages_expire(ttl, age):
+    settings = Settings(
+        rabbit_stream_fanout=True,
+        rabbit_transient_quorum_queue=True,
+        rabbit_quorum_delivery_limit=3,
+        rabbit_qos_prefetch_count=1,
+        rabbit_transient_queues_ttl=ttl,
+    )
+    name = _topology.fanout_queue_name(settings, "T")
+    assert name == "T_fanout"
+    declarations, queues = _topology.server_queues(settings, "X", "T", "S", name)
+    assert queues == ["T", "T.S", "T_fanout"]
+    assert declarations[6:] == [
+        ("exchange", "T_fanout", "fanout", True, True),
+        ("queue", "T_fanout", True, False, {"x-queue-type": "stream", **age}),
+        ("bind", "T_fanout", "T_fanout", "T"),
+    ]
+    assert _topology.reply_queue(settings, "R")[0][4]["x-queue-type"] == "quorum"
+
+
 def test_streams_have_two_conditions():
     _topology.check(DEFAULT)
     with pytest.raises(RuntimeError, match="rabbit_qos_prefetch_count"):
