@@ -712,6 +712,14 @@ is_without_replica(const fm_close *why)
 static void
 leave_host(fm_consumer *consumer, int64_t now)
 {
+    size_t i = 0;
+
+    while (!consumer->places[i].is_of_stream)
+        i++;
+    fm_event_post(FM_WARNING,
+        "this node has no replica of the stream '%s': it is read from another "
+        "host, or when there is one",
+        consumer->queues[i]);
     consumer->leaves_host = true;
     if (consumer->pause_ns == 0)
         consumer->pause_ns = FIRST_PAUSE_NS;
@@ -743,7 +751,7 @@ consumer_closed(fm_channel *channel, const fm_close *why)
         set_state(consumer, FM_CONSUMER_DOWN);
         return;
     }
-    if (is_without_replica(why)) {
+    if (consumer->has_streams && is_without_replica(why)) {
         leave_host(consumer, now);
         return;
     }
