@@ -29,6 +29,10 @@ ROWS = {
     8: ("confirms withheld, nacked, returned", "failure at the deadline, alone"),
     9: ("fanout exchange gone, channel 404", "none lost, none twice"),
     10: ("1,000 replies to nobody", "no worker blocked, p99 within 10 %"),
+    11: (
+        "broker away for 20 s, 1,000 clients",
+        "<= 100 connections/s, all back <= 45 s",
+    ),
     12: ("10,000 messages redelivered", "0 executed twice"),
     13: ("broker away at start", "limits hold, nothing spins, all come up"),
     14: ("an hour of outage, 64 threads", "<= 20 lines, recovery one"),

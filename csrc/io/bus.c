@@ -191,6 +191,8 @@ bus_new(const char *key, fm_conn_config *config, fm_bus **out)
         &bus->publishing, &publishing_ops, bus, "publish", config, waker);
     fm_conn_init(
         &bus->consuming, &consuming_ops, bus, "consume", config, waker);
+    bus->publishing.twin = &bus->consuming;
+    bus->consuming.twin = &bus->publishing;
     fm_publisher_init(&bus->publisher, &bus->publishing.output);
     fm_verifier_init(&bus->verifier, &bus->consuming.output, VERIFIER_ID);
     *out = bus;

@@ -27,7 +27,6 @@ enum {
 #define STABLE_NS (5 * FM_NS_PER_S)
 #define HURRY_NS FM_NS_PER_S
 #define FLAP_NS (300 * FM_NS_PER_MS)
-#define LEAST_PAUSE_NS (10 * FM_NS_PER_MS)
 
 /* --- configuration --- */
 
@@ -248,23 +247,44 @@ fm_conn_is_gone(const fm_conn *conn)
     return conn->state == FM_CONN_IDLE && conn->attempts == NULL;
 }
 
-/* How long to wait after conn->rounds failures. Jitter over the whole interval
- * spreads a thousand clients; a tenth is always waited, so that nobody
- * spins. */
-static int64_t
-back_off(const fm_conn *conn)
+static uint64_t
+throw_dice(void)
 {
-    const fm_conn_config *config = conn->config;
-    int64_t growth = config->interval_step_ns * (int64_t)conn->rounds;
-    int64_t interval = config->interval_start_ns
-        + (growth < config->interval_max_ns ? growth : config->interval_max_ns);
-
-    return LEAST_PAUSE_NS + interval / 10
-        + (int64_t)random_below((uint64_t)(interval - interval / 10 + 1));
+    return random_below(UINT64_MAX);
 }
 
-/* The same towards a host that takes us and throws us out again: it lives, so
- * seconds will do. */
+/* When to try again after conn->rounds failures. Both connections of a
+ * process have lost the same broker: the second to fail waits for the first,
+ * and a little longer. */
+static int64_t
+next_try(const fm_conn *conn, int64_t now)
+{
+    const fm_conn *twin = conn->twin;
+    const fm_pace *pace = &conn->config->pace;
+
+    if (twin != NULL && twin->state == FM_CONN_WAITING
+        && twin->rounds >= conn->rounds && twin->retry_at > now)
+        return twin->retry_at + fm_pace_lag(pace, conn->rounds, throw_dice());
+    return now + fm_pace_pause(pace, conn->rounds, throw_dice());
+}
+
+/* The broker is there again: the other connection need not wait for long. */
+static void
+call_twin(fm_conn *conn, int64_t now)
+{
+    fm_conn *twin = conn->twin;
+    int64_t at;
+
+    if (twin == NULL || twin->state != FM_CONN_WAITING)
+        return;
+    at = now + fm_pace_lag(&conn->config->pace, twin->rounds, throw_dice());
+    if (at < twin->retry_at)
+        twin->retry_at = at;
+    fm_waker_signal(conn->output.waker); /* its step may have been before */
+}
+
+/* The pause towards a host that takes us and throws us out again: it lives,
+ * so seconds will do. */
 static int64_t
 flap_pause(const fm_conn *conn)
 {
@@ -318,6 +338,7 @@ lose(fm_conn *conn, const fm_error *why)
         conn->flaps = 0;
     else if (conn->flaps++ > 0) /* no hot loop of being thrown out */
         conn->retry_at += flap_pause(conn);
+    conn->is_untold = false;
     conn->ops->down(conn, why);
     leave(conn);
 }
@@ -345,6 +366,38 @@ fm_conn_leave_host(fm_conn *conn, int64_t now, const fm_error *why)
 /* --- connecting --- */
 
 static void
+tell_back(const fm_conn *conn, bool both)
+{
+    int64_t lost_at = conn->lost_at;
+    char host[280];
+
+    if (both && conn->twin->lost_at < lost_at)
+        lost_at = conn->twin->lost_at;
+    fm_event_post(FM_WARNING, "%s%s%s %s %s after %.1f s",
+        both ? "both" : "the ", both ? "" : conn->role,
+        both ? " connections are" : " connection is",
+        conn->ever_up ? "back: connected to" : "made to",
+        host_text(conn, atomic_load(&conn->seen_host), host, sizeof(host)),
+        (double)(conn->up_at - lost_at) / 1e9);
+}
+
+/* It is back. One line for both connections, by the one that comes last. */
+static void
+note_back(fm_conn *conn)
+{
+    fm_conn *twin = conn->twin;
+
+    conn->is_untold = twin != NULL && twin->lost_at != 0
+        && (twin->state == FM_CONN_CONNECTING
+            || twin->state == FM_CONN_WAITING);
+    if (conn->is_untold)
+        return;
+    tell_back(conn, twin != NULL && twin->is_untold);
+    if (twin != NULL)
+        twin->is_untold = false;
+}
+
+static void
 become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
 {
     static atomic_uint_fast64_t last_epoch;
@@ -368,9 +421,7 @@ become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
     set_state(conn, FM_CONN_OPEN);
     host_text(conn, attempt->host, host, sizeof(host));
     if (conn->lost_at != 0)
-        fm_event_post(FM_WARNING, "the %s connection is %s %s after %.1f s",
-            conn->role, conn->ever_up ? "back: connected to" : "made to", host,
-            (double)(now - conn->lost_at) / 1e9);
+        note_back(conn);
     else
         fm_event_post(FM_DEBUG, "the %s connection to %s is open (%s %s)",
             conn->role, host, conn->session.broker_product,
@@ -378,6 +429,7 @@ become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
     conn->rounds = 0;
     atomic_store(&conn->seen_rounds, 0);
     conn->ever_up = true;
+    call_twin(conn, now);
     conn->ops->up(conn, now);
 }
 
@@ -404,11 +456,24 @@ start_round(fm_conn *conn, int64_t now)
     set_state(conn, FM_CONN_CONNECTING);
 }
 
+/* Has the other connection told that it cannot connect, for the same kind of
+ * reason? FM_OK: its next round is under way. */
+static bool
+twin_has_told(const fm_conn *conn)
+{
+    const fm_conn *twin = conn->twin;
+
+    return twin != NULL
+        && (twin->state == FM_CONN_CONNECTING || twin->state == FM_CONN_WAITING)
+        && twin->rounds >= conn->rounds
+        && (twin->round_error.status == FM_OK
+            || twin->round_error.status == conn->round_error.status);
+}
+
 static void
 end_round(fm_conn *conn, int64_t now)
 {
     size_t hosts = conn->config->host_count;
-    int64_t pause = back_off(conn);
 
     if (conn->round_refused)
         conn->round_error.status = FM_REFUSED;
@@ -416,15 +481,15 @@ end_round(fm_conn *conn, int64_t now)
     atomic_store(&conn->seen_rounds, conn->rounds);
     if (conn->lost_at == 0)
         conn->lost_at = now;
+    conn->last_round = now;
+    conn->retry_at = next_try(conn, now);
     /* One line at the first failure, then ever more rarely. */
-    if ((conn->rounds & (conn->rounds - 1)) == 0)
+    if ((conn->rounds & (conn->rounds - 1)) == 0 && !twin_has_told(conn))
         fm_event_post(FM_ERROR,
             "cannot connect to the broker (%s, attempt %u, %zu host%s): %s; "
             "next attempt in %.1f s",
             conn->role, conn->rounds, hosts, hosts == 1 ? "" : "s",
-            conn->round_error.text, (double)pause / 1e9);
-    conn->last_round = now;
-    conn->retry_at = now + pause;
+            conn->round_error.text, (double)(conn->retry_at - now) / 1e9);
     set_state(conn, FM_CONN_WAITING);
     conn->ops->round_failed(conn, &conn->round_error);
 }
@@ -694,6 +759,10 @@ rest(fm_conn *conn)
     if (!conn->round_refused)
         atomic_store(&conn->seen_rounds, 0);
     set_state(conn, FM_CONN_IDLE);
+    if (conn->twin != NULL && conn->twin->is_untold) {
+        tell_back(conn->twin, false);
+        conn->twin->is_untold = false;
+    }
 }
 
 fm_deadline

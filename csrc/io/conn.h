@@ -23,6 +23,7 @@
 #include "io/channel.h"
 #include "io/handshake.h"
 #include "io/output.h"
+#include "io/pace.h"
 #include "io/socket.h"
 
 #include <poll.h>
@@ -45,12 +46,10 @@ typedef struct fm_conn_config {
     char *virtual_host; /* owned */
     fm_mechanism mechanism;
     uint16_t heartbeat_s;
-    char *name;   /* owned: what connection names begin with */
-    bool shuffle; /* begin anywhere, go on anywhere; else in turn */
-    int64_t interval_start_ns; /* after the first round of hosts failed, ... */
-    int64_t interval_step_ns;  /* ... more after each further one, ... */
-    int64_t interval_max_ns;   /* ... up to start + this */
-    fm_tls_options tls;        /* strings owned by tls_strings */
+    char *name;         /* owned: what connection names begin with */
+    bool shuffle;       /* begin anywhere, go on anywhere; else in turn */
+    fm_pace pace;       /* between rounds in which every host failed */
+    fm_tls_options tls; /* strings owned by tls_strings */
     char *tls_strings[3];
 } fm_conn_config;
 
@@ -89,6 +88,7 @@ struct fm_conn {
     void *owner;            /* borrowed */
     const char *role;       /* "publish", "consume": in names and events */
     fm_conn_config *config; /* shared */
+    fm_conn *twin; /* borrowed: the other one of the process; NULL: none */
 
     /* FM_OWNED_BY_THREAD(io). */
     fm_conn_state state;
@@ -115,6 +115,7 @@ struct fm_conn {
     int64_t lost_at; /* when the last connection was lost; 0: never */
     int64_t up_at;
     bool ever_up;
+    bool is_untold; /* back, which the twin tells when it is back as well */
 
     /* For other threads to look at. */
     atomic_int seen_state;

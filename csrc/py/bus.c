@@ -217,10 +217,10 @@ fill_config(const parameters *from, fm_conn_config *config)
                                                : (uint16_t)from->heartbeat;
     config->shuffle = from->shuffle;
     /* The stock driver pauses reconnect_delay and the interval. */
-    config->interval_start_ns =
+    config->pace.start_ns =
         seconds_to_ns(from->interval_start + from->reconnect_delay);
-    config->interval_step_ns = seconds_to_ns(from->interval_step);
-    config->interval_max_ns = seconds_to_ns(from->interval_max);
+    config->pace.step_ns = seconds_to_ns(from->interval_step);
+    config->pace.max_ns = seconds_to_ns(from->interval_max);
     return 0;
 }
 

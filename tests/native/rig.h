@@ -65,8 +65,7 @@ rig_config(rig_options with)
         strdup(with.vhost != NULL ? with.vhost : rig_env("FM_TEST_VHOST"));
     config->name = strdup("native test");
     config->heartbeat_s = with.heartbeat_s != 0 ? with.heartbeat_s : 30;
-    config->interval_start_ns =
-        with.interval_ns != 0 ? with.interval_ns : 50 * MS;
+    config->pace.start_ns = with.interval_ns != 0 ? with.interval_ns : 50 * MS;
     return config;
 }
 

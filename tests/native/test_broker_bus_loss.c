@@ -404,6 +404,61 @@ a_peer_that_throws_us_out_is_not_stormed(void)
     rig_close(bus);
 }
 
+static int
+count_lines(const char *text)
+{
+    fm_event_reader reader = { 0 };
+    fm_event event;
+    int count = 0;
+
+    while (fm_event_wait(&reader, &event, fm_now()) == FM_OK)
+        count += strstr(event.text, text) != NULL;
+    return count;
+}
+
+static void
+wait_for_both(fm_bus *bus)
+{
+    fm_deadline until = fm_deadline_in(LONG_ENOUGH);
+
+    while (atomic_load(&bus->publishing.seen_state) != FM_CONN_OPEN
+        || atomic_load(&bus->consuming.seen_state) != FM_CONN_OPEN) {
+        CHECK(fm_now() < until);
+        usleep(1000);
+    }
+}
+
+/* Not each by a pause of its own, nor one at the end of the other's. */
+static void
+both_connections_wait_together_and_say_so_in_one_line(void)
+{
+    fm_bus *bus =
+        open_through_proxy("both", (rig_options){ .interval_ns = 200 * MS });
+    fm_consumer *consumer = rig_consume(bus, "native.q", NULL, 5, false);
+    unsigned publishing, consuming;
+    fm_deadline until;
+
+    CHECK_INT(rig_cast(bus, "nobody", "x"), FM_OK);
+    (void)rig_show_events(false);
+    proxy_set_mode(&between, PROXY_SLAM);
+    proxy_cut(&between);
+    until = fm_deadline_in(2 * S);
+    do {
+        publishing = atomic_load(&bus->publishing.seen_rounds);
+        consuming = atomic_load(&bus->consuming.seen_rounds);
+        CHECK(publishing + 2 >= consuming && consuming + 2 >= publishing);
+        usleep(1000);
+    } while (fm_now() < until);
+    /* After the third one a pause is at least 180 ms, but for one. */
+    CHECK(publishing >= 3 && publishing <= 16);
+    proxy_set_mode(&between, PROXY_FORWARD);
+    wait_for_both(bus);
+    CHECK_INT(rig_cast(bus, "nobody", "x"), FM_OK);
+    CHECK_INT(count_lines("both connections are back: connected to"), 1);
+    rig_end(consumer);
+    rig_close(bus);
+}
+
 int
 main(void)
 {
@@ -419,6 +474,7 @@ main(void)
     RUN(an_idle_connection_stays);
     RUN(a_peer_that_slams_the_door_is_not_stormed);
     RUN(a_peer_that_throws_us_out_is_not_stormed);
+    RUN(both_connections_wait_together_and_say_so_in_one_line);
     proxy_stop(&between);
     return 0;
 }

@@ -277,7 +277,7 @@ open_bus(void)
     config->virtual_host = strdup("/");
     config->name = strdup("test");
     config->heartbeat_s = 60;
-    config->interval_start_ns = 20 * FM_NS_PER_MS;
+    config->pace.start_ns = 20 * FM_NS_PER_MS;
     CHECK_INT(fm_bus_open("key", config, &bus), FM_OK);
     fm_conn_config_unref(config);
     return bus;
