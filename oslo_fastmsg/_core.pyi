@@ -67,6 +67,7 @@ class Bus:
         interval_step: float,
         interval_max: float,
         reconnect_delay: float,
+        reconnect_splay: float,
         tls: Mapping[str, Any] | None,
     ) -> Self: ...
     def call(

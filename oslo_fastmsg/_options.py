@@ -136,6 +136,7 @@ class Settings:
     ssl_enforce_fips_mode: bool = False
     kombu_compression: str | None = None
     kombu_reconnect_delay: float = 1.0
+    kombu_reconnect_splay: float = 0.0
     kombu_missing_consumer_retry_timeout: int = 60
     kombu_failover_strategy: str = "round-robin"
     rabbit_login_method: str = "AMQPLAIN"

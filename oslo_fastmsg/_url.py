@@ -126,6 +126,7 @@ def bus_arguments(
         "interval_step": float(max(0, settings.rabbit_retry_backoff)),
         "interval_max": float(max(1, settings.rabbit_interval_max)),
         "reconnect_delay": float(settings.kombu_reconnect_delay),
+        "reconnect_splay": float(settings.kombu_reconnect_splay),
         "tls": _tls(settings),
     }
 

@@ -265,7 +265,8 @@ next_try(const fm_conn *conn, int64_t now)
     if (twin != NULL && twin->state == FM_CONN_WAITING
         && twin->rounds >= conn->rounds && twin->retry_at > now)
         return twin->retry_at + fm_pace_lag(pace, conn->rounds, throw_dice());
-    return now + fm_pace_pause(pace, conn->rounds, throw_dice());
+    return now + fm_pace_pause(pace, conn->rounds, throw_dice())
+        + (int64_t)random_below((uint64_t)pace->splay_ns);
 }
 
 /* The broker is there again: the other connection need not wait for long. */

@@ -191,16 +191,17 @@ read_tls(PyObject *tls, fm_conn_config *config)
 static int64_t
 seconds_to_ns(double seconds)
 {
-    return seconds <= 0 ? 0
-        : seconds > 1e6 ? (int64_t)(1e6 * 1e9)
-                        : (int64_t)(seconds * 1e9);
+    return !(seconds > 0) ? 0 /* nor is it a number of seconds */
+        : seconds > 1e6   ? (int64_t)(1e6 * 1e9)
+                          : (int64_t)(seconds * 1e9);
 }
 
 typedef struct parameters {
     PyObject *hosts, *virtual_host, *name, *tls;
     const char *login_method;
     int heartbeat, shuffle;
-    double interval_start, interval_step, interval_max, reconnect_delay;
+    double interval_start, interval_step, interval_max, reconnect_delay,
+        reconnect_splay;
 } parameters;
 
 static int
@@ -221,6 +222,7 @@ fill_config(const parameters *from, fm_conn_config *config)
         seconds_to_ns(from->interval_start + from->reconnect_delay);
     config->pace.step_ns = seconds_to_ns(from->interval_step);
     config->pace.max_ns = seconds_to_ns(from->interval_max);
+    config->pace.splay_ns = seconds_to_ns(from->reconnect_splay);
     return 0;
 }
 
@@ -228,11 +230,12 @@ fill_config(const parameters *from, fm_conn_config *config)
 static PyObject *
 make_key(const parameters *from)
 {
-    return PyUnicode_FromFormat("%R %R %s %d %d %d %d %d %d %R", from->hosts,
-        from->virtual_host, from->login_method, from->heartbeat, from->shuffle,
-        (int)(from->interval_start * 1000), (int)(from->interval_step * 1000),
-        (int)(from->interval_max * 1000), (int)(from->reconnect_delay * 1000),
-        from->tls);
+    return PyUnicode_FromFormat("%R %R %s %d %d %d %d %d %d %lld %R",
+        from->hosts, from->virtual_host, from->login_method, from->heartbeat,
+        from->shuffle, (int)(from->interval_start * 1000),
+        (int)(from->interval_step * 1000), (int)(from->interval_max * 1000),
+        (int)(from->reconnect_delay * 1000),
+        (long long)seconds_to_ns(from->reconnect_splay), from->tls);
 }
 
 static PyObject *
@@ -240,7 +243,7 @@ Bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = { "hosts", "virtual_host", "login_method",
         "heartbeat", "name", "shuffle", "interval_start", "interval_step",
-        "interval_max", "reconnect_delay", "tls", NULL };
+        "interval_max", "reconnect_delay", "reconnect_splay", "tls", NULL };
     fm_state *state = fm_state_of_type(type);
     fm_conn_config *config = NULL;
     PyObject *key = NULL, *op = NULL;
@@ -249,11 +252,11 @@ Bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     parameters from;
     fm_status status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OUsiUpddddO:Bus", names,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OUsiUpdddddO:Bus", names,
             &from.hosts, &from.virtual_host, &from.login_method,
             &from.heartbeat, &from.name, &from.shuffle, &from.interval_start,
             &from.interval_step, &from.interval_max, &from.reconnect_delay,
-            &from.tls))
+            &from.reconnect_splay, &from.tls))
         return NULL;
     status = fm_conn_config_new(&config);
     if (status != FM_OK)
@@ -894,7 +897,8 @@ static PyMethodDef Bus_methods[] = {
 
 PyDoc_STRVAR(Bus_doc,
     "Bus(*, hosts, virtual_host, login_method, heartbeat, name, shuffle,\n"
-    "    interval_start, interval_step, interval_max, reconnect_delay, tls)\n"
+    "    interval_start, interval_step, interval_max, reconnect_delay,\n"
+    "    reconnect_splay, tls)\n"
     "--\n\n"
     "A share of the process's two connections to one broker.\n\n"
     "Buses with equal parameters (but for the name) share them. Connects at\n"
@@ -906,6 +910,7 @@ PyDoc_STRVAR(Bus_doc,
     ":param shuffle: begin with any host, not in turn.\n"
     ":param interval_start, interval_step, interval_max, reconnect_delay:\n"
     "    seconds between rounds of attempts, see the operator's guide.\n"
+    ":param reconnect_splay: so many more at most, at random, each time.\n"
     ":param tls: None, or a dict of verify_peer, verify_host, fips, ca_file,\n"
     "    cert_file, key_file.");
 

@@ -30,6 +30,7 @@ def make_bus(port):
         interval_step=2.0,
         interval_max=30.0,
         reconnect_delay=1.0,
+        reconnect_splay=0.0,
         tls=None,
     )
 

@@ -39,7 +39,7 @@ from oslo_fastmsg import _core
 bus = _core.Bus(
     hosts=[("127.0.0.1", {port}, "guest", "guest")], virtual_host="/",
     login_method="AMQPLAIN", heartbeat=60, name="interpreters", shuffle=False,
-    interval_start=1.0, interval_step=2.0, interval_max=30.0, reconnect_delay=1.0,
+    interval_start=1.0, interval_step=2.0, interval_max=30.0, reconnect_delay=1.0, reconnect_splay=0.0,
     tls=None,
 )
 def queue(name):
@@ -86,7 +86,7 @@ assert look() == [2], look()
 bus = _core.Bus(
     hosts=[("127.0.0.1", {port}, "guest", "guest")], virtual_host="/",
     login_method="AMQPLAIN", heartbeat=7, name="interpreters", shuffle=False,
-    interval_start=1.0, interval_step=2.0, interval_max=30.0, reconnect_delay=1.0,
+    interval_start=1.0, interval_step=2.0, interval_max=30.0, reconnect_delay=1.0, reconnect_splay=0.0,
     tls=None,
 )
 bus.publish(None, "", "q", {{}}, lane=_core.RPC, mandatory=False, timeout=20, retry=0)
@@ -215,6 +215,7 @@ def look(kind, port):
         interval_step=2.0,
         interval_max=30.0,
         reconnect_delay=1.0,
+        reconnect_splay=0.0,
         tls=None,
     )
     for _ in range(2):
@@ -273,6 +274,7 @@ def events(kind, port):
         interval_step=2.0,
         interval_max=30.0,
         reconnect_delay=1.0,
+        reconnect_splay=0.0,
         tls=None,
     )
     try:

@@ -85,6 +85,7 @@ def test_bus_arguments_follow_the_options():
         rabbit_retry_backoff=5,
         rabbit_interval_max=9,
         kombu_reconnect_delay=0.25,
+        kombu_reconnect_splay=0.5,
     )
     name = made.pop("name")
     assert name
@@ -99,6 +100,7 @@ def test_bus_arguments_follow_the_options():
         "interval_step": 5.0,
         "interval_max": 9.0,
         "reconnect_delay": 0.25,
+        "reconnect_splay": 0.5,
         "tls": None,
     }
 
