@@ -16,6 +16,16 @@ WSGI_VENV = .venv-wsgi
 # Debian's modules for WSGI hosts run Debian's interpreter.
 WSGI_PYTHON = /usr/bin/python3
 
+# A root directory with Debian 13, for its RabbitMQ 4.
+RABBITMQ4 = .rabbitmq4
+# What is said of messages, queues and brokers, less what has to look at its own
+# transient queues.
+RABBITMQ4_TESTS = tests/functional tests/interop tests/faults/test_alarms.py \
+	tests/faults/test_confirms.py tests/faults/test_consumers_gone.py \
+	tests/faults/test_fanouts.py tests/faults/test_gone_callers.py \
+	tests/faults/test_redelivery.py
+STRICT_TESTS =
+
 export PYTHON
 unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
@@ -23,7 +33,8 @@ unexport PYTHONPATH PYTHONHOME
 
 .PHONY: all help packages packages-wsgi venv build test test-timing test-slow \
 	test-all test-versions test-faults test-tls test-asan test-upstream test-wsgi \
-	demo bench lint format tidy sdist clean distclean
+	test-rabbitmq4 packages-rabbitmq4 demo bench lint format tidy sdist clean \
+	distclean
 
 all: build
 
@@ -37,6 +48,7 @@ help:
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
 	@echo 'make test-upstream  oslo.messaging'"'"'s own tests, with this driver'
 	@echo 'make test-wsgi    the tests in uWSGI and Apache (mod_wsgi)'
+	@echo 'make test-rabbitmq4  the tests that a broker decides, with RabbitMQ 4'
 	@echo 'make demo         the driver at work, as real processes'
 	@echo 'make bench        measure it against the stock driver'
 	@echo 'make lint         formats, types, spelling, compiler warnings'
@@ -52,6 +64,12 @@ packages:
 
 packages-wsgi:
 	@PYTHON=$(WSGI_PYTHON) tools/install_packages.sh wsgi
+
+packages-rabbitmq4:
+	@tools/install_packages.sh rabbitmq4
+
+$(RABBITMQ4)/made: | packages-rabbitmq4
+	tools/make_rabbitmq_root.sh $(RABBITMQ4)
 
 venv: $(VENV)/made
 
@@ -111,6 +129,14 @@ test-slow: build
 test-wsgi: build $(WSGI_VENV)/installed
 	$(BIN)/python -m pytest -m wsgi $(ARGS)
 
+# With the broker's defaults, then with transient queues denied.
+test-rabbitmq4: build $(RABBITMQ4)/made
+	$(BIN)/python -m pytest --rabbitmq-root=$(RABBITMQ4) \
+		-m 'not timing and not wsgi' $(RABBITMQ4_TESTS) $(ARGS)
+	FASTMSG_PAIRINGS=fast-fast $(BIN)/python -m pytest \
+		--rabbitmq-root=$(RABBITMQ4) --rabbitmq-strict \
+		-m 'not slow and not timing and not wsgi' $(STRICT_TESTS) $(ARGS)
+
 test-all: build $(WSGI_VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -168,4 +194,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(BENCH_VENV) $(WSGI_VENV) $(RELEASE_VENVS) .tox
+	rm -rf $(RABBITMQ4) $(RABBITMQ4).part $(VENV) $(BENCH_VENV) $(WSGI_VENV) $(RELEASE_VENVS) .tox

@@ -1,5 +1,6 @@
 """What all tests share: the fixtures, and which build they run against."""
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 import sysconfig
 import warnings
 
+import private_broker
 import pytest
 
 with warnings.catch_warnings():
@@ -21,11 +23,43 @@ pytest_plugins = ["fix_broker"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-BROKER_FIXTURES = {"broker", "broker_of_the_run", "own_broker", "cluster"}
+BROKER_FIXTURES = {
+    "broker",
+    "broker_of_the_run",
+    "own_broker",
+    "cluster",
+    "strict_broker",
+    "strict_cluster",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rabbitmq-root",
+        metavar="FOLDER",
+        help="a root directory whose RabbitMQ is used (tools/make_rabbitmq_root.sh)",
+    )
+    parser.addoption(
+        "--rabbitmq-strict",
+        action="store_true",
+        help="have all brokers deny transient queues that are not exclusive",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """By the environment: processes that tests start have brokers of their own."""
+    if root := config.getoption("--rabbitmq-root"):
+        os.environ[private_broker.ROOT_VARIABLE] = os.path.abspath(root)
+    if config.getoption("--rabbitmq-strict"):
+        os.environ[private_broker.STRICT_VARIABLE] = "1"
 
 
 def pytest_report_header() -> list[str]:
     lines = []
+    with contextlib.suppress(private_broker.BrokerError):
+        version = ".".join(map(str, private_broker.rabbitmq_version()))
+        is_strict = os.environ.get(private_broker.STRICT_VARIABLE)
+        lines.append(f"RabbitMQ: {version}{', strict' if is_strict else ''}")
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         lines.append(f"GIL: {'on' if sys._is_gil_enabled() else 'off'}")
     try:
@@ -35,12 +69,28 @@ def pytest_report_header() -> list[str]:
     return [*lines, f"oslo_fastmsg._core: {spec.origin if spec else 'not built'}"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a broker by what it asks for, not by hand."""
+def _has_rabbitmq_4() -> bool:
+    try:
+        return private_broker.rabbitmq_version() >= (4,)
+    except private_broker.BrokerError:
+        return False
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Mark what uses a broker by what it asks for, not by hand; leave out what the
+    broker cannot be used for."""
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
         if names & BROKER_FIXTURES:
             item.add_marker(pytest.mark.broker)
+    if _has_rabbitmq_4():
+        return
+    needs_4 = [item for item in items if item.get_closest_marker("rabbitmq4")]
+    if needs_4:
+        config.hook.pytest_deselected(items=needs_4)
+        items[:] = [item for item in items if item not in needs_4]
 
 
 @pytest.fixture(autouse=True)

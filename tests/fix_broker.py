@@ -7,12 +7,17 @@ stop, kill and pause; it costs some four seconds.
 ``cluster`` is three nodes, which the test may treat like that too. They are
 started once for the whole run, which takes some 15 s on two cores; a node
 that was killed takes 4 s to come back.
+
+Which RabbitMQ that is the options ``--rabbitmq-root`` and ``--rabbitmq-strict`` say
+(``tests/conftest.py``). ``strict_broker`` and ``strict_cluster`` are strict in any
+case, which needs RabbitMQ 4: their tests are marked ``rabbitmq4``, and not collected
+where there is another one.
 """
 
 from collections.abc import Iterator
 
 import pytest
-from private_broker import PrivateBroker, PrivateCluster
+from private_broker import STRICT, PrivateBroker, PrivateCluster
 
 __all__ = [
     "broker",
@@ -20,6 +25,9 @@ __all__ = [
     "cluster",
     "cluster_of_the_run",
     "own_broker",
+    "strict_broker",
+    "strict_broker_of_the_run",
+    "strict_cluster",
 ]
 
 
@@ -59,3 +67,22 @@ def cluster(cluster_of_the_run: PrivateCluster) -> Iterator[PrivateCluster]:
     """
     yield cluster_of_the_run
     cluster_of_the_run.reset()
+
+
+@pytest.fixture(scope="session")
+def strict_broker_of_the_run() -> Iterator[PrivateBroker]:
+    with PrivateBroker(config=STRICT) as node:
+        yield node
+
+
+@pytest.fixture
+def strict_broker(strict_broker_of_the_run: PrivateBroker) -> Iterator[PrivateBroker]:
+    """Give a broker that denies queues that are neither durable nor exclusive."""
+    yield strict_broker_of_the_run
+    strict_broker_of_the_run.reset()
+
+
+@pytest.fixture
+def strict_cluster() -> Iterator[PrivateCluster]:
+    with PrivateCluster(config=STRICT) as nodes:
+        yield nodes

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install what the system lacks: tools/install_packages.sh [lint|wsgi]
+# Install what the system lacks: tools/install_packages.sh [lint|wsgi|rabbitmq4]
 #
 # Looks for the things themselves, not for packages, so that nothing is done
 # twice and whatever came another way counts. Installs with apt, as root or
@@ -60,6 +60,9 @@ if test "${1-}" = wsgi; then
     needs libapache2-mod-wsgi-py3 python3-mod_wsgi \
         test -e /usr/lib/apache2/modules/mod_wsgi.so
     needs uwsgi-plugin-python3 uwsgi-plugin-python3 has uwsgi_python3
+fi
+if test "${1-}" = rabbitmq4; then
+    needs debootstrap debootstrap has debootstrap
 fi
 if test "${1-}" = lint; then
     needs clang clang has clang

@@ -16,6 +16,16 @@ prints the URL in one line when the broker is ready.
 The node is made of Debian's rabbitmq-server, but shares nothing with the
 system's: own Erlang port mapper, ports, cookie, home and data, all of it on
 127.0.0.1 and in one temporary directory. It works as root and as anybody.
+
+The environment names another RabbitMQ and how it is configured:
+FASTMSG_RABBITMQ_ROOT
+    a root directory with another Debian and its rabbitmq-server in it
+    (``tools/make_rabbitmq_root.sh``). Everything of the node runs in there, and
+    has its files in its ``/tmp``.
+FASTMSG_RABBITMQ_STRICT
+    not empty: the node denies queues that are neither durable nor exclusive, as
+    RabbitMQ does by default from 4.3 on.
+
 Every process is ended by its id; if this process dies without doing so,
 a small shell that waits for that (the keeper) does it.
 
@@ -43,7 +53,7 @@ import time
 import urllib.parse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 __all__ = [
@@ -53,6 +63,7 @@ __all__ = [
     "PrivateCluster",
     "broker_from_environment",
     "free_port",
+    "rabbitmq_version",
 ]
 
 USER = "guest"
@@ -62,6 +73,11 @@ SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
 ERL_ARGS = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 STARTUP_S = 120.0
 COMMAND_S = 60.0
+
+ROOT_VARIABLE = "FASTMSG_RABBITMQ_ROOT"
+STRICT_VARIABLE = "FASTMSG_RABBITMQ_STRICT"
+STRICT = "deprecated_features.permit.transient_nonexcl_queues = false\n"
+PATH_IN_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Ends every process group whose id is in a *.pid file, then the directory,
 # when its standard input ends: when the process that made it is gone.
@@ -114,11 +130,34 @@ def free_port() -> int:
             return port
 
 
-def _scripts() -> str:
-    found = sorted(glob.glob(SCRIPTS))
+def _root() -> Path | None:
+    """Where the RabbitMQ is that is to be used; None: in this system."""
+    name = os.environ.get(ROOT_VARIABLE)
+    return Path(name).resolve() if name else None
+
+
+def _scripts(root: Path | None) -> str:
+    """Give the directory of RabbitMQ's commands, as seen from within the root."""
+    found = sorted(glob.glob(f"{root or ''}{SCRIPTS}"))
+    if root is not None:
+        if not found or not (root / "usr/bin/erl_call").exists():
+            raise BrokerError(f"no RabbitMQ in {root}: tools/make_rabbitmq_root.sh")
+        return found[-1].removeprefix(str(root))
     if not found or shutil.which("erl") is None or shutil.which("erl_call") is None:
         raise BrokerError("no RabbitMQ here: apt install rabbitmq-server")
     return found[-1]
+
+
+def rabbitmq_version() -> tuple[int, ...]:
+    """Tell the version of the RabbitMQ that is used, by its directory."""
+    folder = Path(_scripts(_root())).parent.name
+    return tuple(int(part) for part in re.findall(r"\d+", folder.partition("-")[2]))
+
+
+def home_folder() -> Path:
+    """Tell where nodes have their directories."""
+    root = _root()
+    return root / "tmp" if root is not None else Path(tempfile.gettempdir())
 
 
 def _new_name() -> str:
@@ -201,7 +240,9 @@ class _Home:
     """The directory, the port mapper and the keeper of one or more nodes."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="oslo-fastmsg-"))
+        self.root = _root()
+        self.scripts = _scripts(self.root)
+        self.path = Path(tempfile.mkdtemp(prefix="oslo-fastmsg-", dir=home_folder()))
         self.epmd_port = free_port()
         self.users = 0
         self._lock = threading.Lock()  # the nodes of a cluster start at once
@@ -209,8 +250,8 @@ class _Home:
         cookie.write_text(secrets.token_hex(16).upper())
         cookie.chmod(0o400)
         self.environment = {
-            "HOME": str(self.path),
-            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": self.inside(self.path),
+            "PATH": PATH_IN_ROOT if self.root else os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": HOST,
@@ -240,6 +281,20 @@ class _Home:
         with socket.socket() as probe:
             return probe.connect_ex((HOST, self.epmd_port)) == 0
 
+    def inside(self, path: Path) -> str:
+        """Tell what processes of the node call a path."""
+        if self.root is None:
+            return str(path)
+        return f"/{path.relative_to(self.root)}"
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """Give the command that runs one of the node's, in the same process."""
+        if self.root is None:
+            return list(words)
+        if os.geteuid() == 0:
+            return ["chroot", str(self.root), *words]
+        return ["unshare", "--map-root-user", f"--root={self.root}", *words]
+
     def spawn(
         self, name: str, command: list[str], environment: dict[str, str]
     ) -> subprocess.Popen[bytes]:
@@ -249,7 +304,7 @@ class _Home:
                 # The pid file is there before the process is: nothing can be
                 # started and not known.
                 ["/bin/sh", "-c", 'echo $$ >"$0"; exec "$@"']
-                + [str(self.path / f"{name}.pid"), *command],
+                + [str(self.path / f"{name}.pid"), *self.command(command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -352,6 +407,8 @@ class PrivateBroker:
         self.pid = 0
         self.tls_port = 0
         self._config = config
+        if os.environ.get(STRICT_VARIABLE) and STRICT not in config:
+            self._config += STRICT
         self._has_tls = tls
         self._plugins = tuple(plugins)
         self._home = _home
@@ -422,7 +479,20 @@ class PrivateBroker:
             "disk_free_limit.absolute = 1MB\n"
             "log.file = rabbit.log\n"
             "log.file.level = info\n"
-            "log.console = false\n" + self._config + self._tls_config()
+            "log.console = false\n"
+            + self._root_config()
+            + self._config
+            + self._tls_config()
+        )
+
+    def _root_config(self) -> str:
+        assert self._home is not None
+        if self._home.root is None:
+            return ""
+        # There is no /proc to find it in.
+        return (
+            "vm_memory_calculation_strategy = allocated\n"
+            "total_memory_available_override_value = 2GB\n"
         )
 
     def _tls_config(self) -> str:
@@ -432,13 +502,17 @@ class PrivateBroker:
         _make_certificates(self._data)
         return (
             f"listeners.ssl.1 = {HOST}:{self.tls_port}\n"
-            f"ssl_options.cacertfile = {self.ca_file}\n"
-            f"ssl_options.certfile = {self._data / 'server.pem'}\n"
-            f"ssl_options.keyfile = {self._data / 'server.key'}\n"
+            f"ssl_options.cacertfile = {self._inside(Path(self.ca_file))}\n"
+            f"ssl_options.certfile = {self._inside(self._data / 'server.pem')}\n"
+            f"ssl_options.keyfile = {self._inside(self._data / 'server.key')}\n"
         )
 
+    def _inside(self, path: Path) -> str:
+        assert self._home is not None
+        return self._home.inside(path)
+
     def _environment(self) -> dict[str, str]:
-        data = self._data
+        data = PurePosixPath(self._inside(self._data))
         return {
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -467,7 +541,7 @@ class PrivateBroker:
 
     def _boot(self) -> None:
         assert self._home is not None
-        command = [os.path.join(_scripts(), "rabbitmq-server")]
+        command = [os.path.join(self._home.scripts, "rabbitmq-server")]
         self._node = self._home.spawn(self.name, command, self._environment())
         self.pid = self._node.pid
         _wait_until(self._is_ready, STARTUP_S, "start of RabbitMQ")
@@ -614,7 +688,8 @@ class PrivateBroker:
     def rabbitmqctl(self, *arguments: str) -> str:
         """Run Debian's rabbitmqctl against this node; give what it prints."""
         assert self._home is not None
-        command = [os.path.join(_scripts(), "rabbitmqctl"), "-q", "-n", self.name]
+        command = [os.path.join(self._home.scripts, "rabbitmqctl"), "-q"]
+        command += ["-n", self.name]
         return self._run([*command, *arguments], None)
 
     def evaluate(self, expression: str) -> str:
@@ -637,7 +712,7 @@ class PrivateBroker:
         assert self._home is not None
         try:
             done = subprocess.run(
-                command,
+                self._home.command(command),
                 input=given or "",
                 capture_output=True,
                 text=True,
@@ -661,7 +736,7 @@ class PrivateBroker:
             # Bound to a name first: nothing of ours must be in its scope.
             self.evaluate(
                 f"Asked = ({expression}), {TO_JSON}"
-                f"file:write_file({_quote(str(answer))}, "
+                f"file:write_file({_quote(self._inside(answer))}, "
                 "rabbit_json:encode(#{asked => To(Asked)}))"
             )
             return json.loads(answer.read_text())["asked"]

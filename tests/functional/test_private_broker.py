@@ -1,6 +1,5 @@
 """The broker that everything else is tested on: what it tells, what it leaves."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -190,16 +189,21 @@ def test_stopping_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_end_of_its_user_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+def test_end_of_its_user_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [sys.executable, str(ROOT / "tools/private_broker.py")]
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)  # for it to be read again
+    folder = private_broker.home_folder()
+    before = set(folder.iterdir())
     with subprocess.Popen(
         [*command, "--scheme=fastmsg"],
         stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
         text=True,
     ) as process:
         url = process.stdout.readline()
-        (home,) = tmp_path.iterdir()
+        (home,) = set(folder.iterdir()) - before
         sessions = [int(file.read_text()) for file in home.glob("*.pid")]
         assert url.startswith("fastmsg://guest:guest@127.0.0.1:")
         assert len(sessions) == 2
