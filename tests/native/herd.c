@@ -33,7 +33,7 @@ configure(char **ports, size_t count)
 {
     fm_conn_config *config = rig_config((rig_options){ .heartbeat_s = 60 });
 
-    config->pace = (fm_pace){ 2 * S, 2 * S, 30 * S };
+    config->pace = (fm_pace){ 2 * S, 2 * S, 30 * S, 0 };
     config->hosts = realloc(config->hosts, count * sizeof(*config->hosts));
     CHECK(config->hosts != NULL);
     for (size_t i = 0; i < count; i++) {

@@ -13,7 +13,7 @@
 enum { CLIENTS = 1000, LONGEST_S = 45 };
 
 /* The stock driver's options, as they are unless set. */
-static const fm_pace usual = { 2 * S, 2 * S, 30 * S };
+static const fm_pace usual = { 2 * S, 2 * S, 30 * S, 0 };
 
 static uint64_t chance = 1;
 
@@ -106,7 +106,7 @@ nobody_spins_and_nobody_waits_longer_than_the_interval(void)
 static void
 an_interval_that_does_not_grow_stays(void)
 {
-    static const fm_pace steady = { S, 0, 30 * S }, none = { 1, 0, 0 };
+    static const fm_pace steady = { S, 0, 30 * S, 0 }, none = { 1, 0, 0, 0 };
 
     for (unsigned rounds = 1; rounds < 100; rounds++) {
         CHECK(fm_pace_pause(&steady, rounds, draw()) <= S + 10 * FM_NS_PER_MS);
@@ -118,7 +118,7 @@ an_interval_that_does_not_grow_stays(void)
 static void
 a_small_maximum_bounds_the_growth(void)
 {
-    static const fm_pace small = { S, 10 * S, 3 * S };
+    static const fm_pace small = { S, 10 * S, 3 * S, 0 };
 
     for (unsigned rounds = 1; rounds < 10; rounds++)
         for (int i = 0; i < 100; i++)
