@@ -36,6 +36,10 @@ LIBRARIES = [
     ("libssl", "3.0", "libssl-dev", "openssl-devel"),
     ("libcrypto", "3.0", "libssl-dev", "openssl-devel"),
 ]
+# Of msgpack-c only headers are used, and none of it is linked. Distributions call its
+# module one or the other.
+MSGPACK = ["msgpack", "msgpack-c"]
+MSGPACK_OLDEST = "3.0"
 
 
 def pkg_config(*arguments):
@@ -51,6 +55,14 @@ def pkg_config(*arguments):
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def msgpack_module():
+    """Tell what msgpack-c is called here; None if it is missing or too old."""
+    for module in MSGPACK:
+        if pkg_config(f"--atleast-version={MSGPACK_OLDEST}", module) is not None:
+            return module
+    return None
 
 
 def version():
@@ -75,6 +87,9 @@ def missing():
     for module, version, debian, rpm in LIBRARIES:
         if pkg_config(f"--atleast-version={version}", module) is None:
             yield f"{module} >= {version}", debian, rpm
+    if msgpack_module() is None:
+        what = f"{' or '.join(MSGPACK)} >= {MSGPACK_OLDEST}"
+        yield what, "libmsgpack-dev", "msgpack-devel"
 
 
 class BuildCore(build_ext):
@@ -94,7 +109,9 @@ class BuildCore(build_ext):
 
     def build_extension(self, ext):
         names = [module for module, *_ in LIBRARIES]
-        ext.extra_compile_args += shlex.split(pkg_config("--cflags", *names))
+        ext.extra_compile_args += shlex.split(
+            pkg_config("--cflags", *names, msgpack_module())
+        )
         ext.extra_link_args += shlex.split(pkg_config("--libs", *names))
         sanitize = os.environ.get("FM_SANITIZE", "")
         if sanitize:

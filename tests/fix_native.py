@@ -53,7 +53,11 @@ def run(command: list[str], **options: object) -> str:
 
 def pkg_config(kind: str) -> list[str]:
     command = shlex.split(os.environ.get("PKG_CONFIG", "pkg-config"))
-    text = subprocess.check_output([*command, kind, *LIBRARIES], text=True)
+    modules = list(LIBRARIES)
+    if kind == "--cflags":  # of msgpack-c there are headers alone, by either name
+        known = subprocess.call([*command, "--exists", "msgpack"]) == 0
+        modules.append("msgpack" if known else "msgpack-c")
+    text = subprocess.check_output([*command, kind, *modules], text=True)
     return shlex.split(text)
 
 

@@ -80,6 +80,9 @@ def include_of(executable: str) -> str:
 def flags() -> list[str]:
     """Give the flags of the compiler that every file of the core needs."""
     libraries = ["librabbitmq", "libssl", "libcrypto"]
+    # Of msgpack-c there are headers alone, by either name.
+    known = subprocess.call(["pkg-config", "--exists", "msgpack"]) == 0
+    libraries.append("msgpack" if known else "msgpack-c")
     found = succeed(["pkg-config", "--cflags", *libraries]).split()
     own = ["-std=c11", "-D_GNU_SOURCE", "-fvisibility=hidden", "-pthread", "-Icsrc"]
     return [*own, *found]

@@ -21,6 +21,7 @@ needs() {
 
 has() { command -v "$1"; }
 has_library() { pkg-config "--atleast-version=$2" "$1"; }
+has_msgpack() { has_library msgpack 3.0 || has_library msgpack-c 3.0; }
 has_python() { "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; }
 has_venv() { "$python" -c 'import ensurepip, venv'; }
 has_python_header() {
@@ -46,6 +47,7 @@ needs gcc gcc has gcc
 needs libc6-dev glibc-devel has_libc
 needs pkg-config pkgconf-pkg-config has pkg-config
 needs librabbitmq-dev librabbitmq-devel has_library librabbitmq 0.10
+needs libmsgpack-dev msgpack-devel has_msgpack
 needs libssl-dev openssl-devel has_library libssl 3.0
 needs python3 python3 has_python
 needs python3-venv python3-pip has_venv

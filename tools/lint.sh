@@ -18,7 +18,8 @@ binding=$(ls csrc/py/*.c)
 formatted=$(ls csrc/*/*.[ch] tests/*/*.[ch])
 flags="-std=c11 -D_GNU_SOURCE -Icsrc -fvisibility=hidden -pthread
     -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
-    $(pkg-config --cflags librabbitmq libssl)"
+    $(pkg-config --cflags librabbitmq libssl)
+    $(pkg-config --cflags msgpack || pkg-config --cflags msgpack-c)"
 python_include=$("$bin/python" -c 'import sysconfig
 print("-I" + sysconfig.get_path("include"))')
 

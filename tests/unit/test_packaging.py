@@ -204,22 +204,29 @@ def complaint(tmp_path: Path, **environment: object) -> str:
     ("known", "what", "debian", "rpm"),
     [
         (
-            ["libssl", "libcrypto"],
+            ["libssl", "libcrypto", "msgpack"],
             "librabbitmq >= 0.10",
             "librabbitmq-dev",
             "librabbitmq-devel",
         ),
         (
-            ["librabbitmq"],
+            ["librabbitmq", "msgpack-c"],
             "libssl >= 3.0, libcrypto >= 3.0",
             "libssl-dev",
             "openssl-devel",
         ),
         (
+            ["librabbitmq", "libssl", "libcrypto"],
+            "msgpack or msgpack-c >= 3.0",
+            "libmsgpack-dev",
+            "msgpack-devel",
+        ),
+        (
             [],
-            "librabbitmq >= 0.10, libssl >= 3.0, libcrypto >= 3.0",
-            "librabbitmq-dev libssl-dev",
-            "librabbitmq-devel openssl-devel",
+            "librabbitmq >= 0.10, libssl >= 3.0, libcrypto >= 3.0, "
+            "msgpack or msgpack-c >= 3.0",
+            "librabbitmq-dev libssl-dev libmsgpack-dev",
+            "librabbitmq-devel openssl-devel msgpack-devel",
         ),
     ],
 )
@@ -296,8 +303,8 @@ def test_without_apt_one_line_says_what_is_missing(tmp_path: Path) -> None:
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("oslo-fastmsg: no apt here; missing: gcc libc6-dev ")
-    assert " librabbitmq-dev libssl-dev " in line
-    assert " librabbitmq-devel openssl-devel " in line
+    assert " librabbitmq-dev libmsgpack-dev libssl-dev " in line
+    assert " librabbitmq-devel msgpack-devel openssl-devel " in line
 
 
 def test_nothing_is_installed_twice(tmp_path: Path) -> None:
