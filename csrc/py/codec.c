@@ -30,19 +30,32 @@ fm_codec_clear(fm_codec *codec)
     }
 }
 
-PyObject *
-fm_py_encode(PyObject *module, PyObject *payload)
+static PyObject *
+write_bytes(PyObject *module, PyObject *payload,
+    int (*write)(fm_codec *codec, PyObject *payload, fm_buf *out))
 {
     PyObject *result = NULL;
     fm_buf out = { 0 };
 
     if (fm_buf_reserve(&out, FIRST_ROOM) != FM_OK)
         return PyErr_NoMemory();
-    if (fm_codec_encode(fm_codec_of(module), payload, &out) == 0)
+    if (write(fm_codec_of(module), payload, &out) == 0)
         result = PyBytes_FromStringAndSize(
             (const char *)out.data, (Py_ssize_t)out.len);
     fm_buf_fini(&out);
     return result;
+}
+
+PyObject *
+fm_py_encode(PyObject *module, PyObject *payload)
+{
+    return write_bytes(module, payload, fm_codec_encode);
+}
+
+PyObject *
+fm_py_pack(PyObject *module, PyObject *payload)
+{
+    return write_bytes(module, payload, fm_codec_pack);
 }
 
 PyObject *
@@ -62,8 +75,9 @@ fm_py_dumps(PyObject *module, PyObject *value)
     return result;
 }
 
-PyObject *
-fm_py_decode(PyObject *module, PyObject *body)
+static PyObject *
+read_bytes(PyObject *module, PyObject *body,
+    PyObject *(*read)(fm_codec *codec, const uint8_t *body, size_t len))
 {
     fm_codec *codec = fm_codec_of(module);
     PyObject *result;
@@ -78,7 +92,7 @@ fm_py_decode(PyObject *module, PyObject *body)
         fm_buf copy = { 0 };
 
         if (fm_buf_append(&copy, view.buf, (size_t)view.len) == FM_OK)
-            result = fm_codec_decode(codec, copy.data, copy.len);
+            result = read(codec, copy.data, copy.len);
         else
             result = PyErr_NoMemory();
         fm_buf_fini(&copy);
@@ -86,7 +100,19 @@ fm_py_decode(PyObject *module, PyObject *body)
         return result;
     }
 #endif
-    result = fm_codec_decode(codec, view.buf, (size_t)view.len);
+    result = read(codec, view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return result;
+}
+
+PyObject *
+fm_py_decode(PyObject *module, PyObject *body)
+{
+    return read_bytes(module, body, fm_codec_decode);
+}
+
+PyObject *
+fm_py_unpack(PyObject *module, PyObject *body)
+{
+    return read_bytes(module, body, fm_codec_unpack);
 }

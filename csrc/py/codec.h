@@ -1,10 +1,12 @@
-/* Python objects to enveloped JSON text, and back.
+/* Python objects to the bodies of messages, and back.
  *
  * For caller threads that hold the GIL (or, without one, an attached thread
  * state). One codec belongs to each module object, so to each interpreter.
  * Encoding writes what oslo.messaging with kombu's JSON writes, to the byte;
  * foreign types go through the installed oslo.serialization. Decoding reads
  * envelopes of version "2.0" and refuses all else, for Python to decide on.
+ * Packing and unpacking have a binary envelope (wire/msgpack.h), by which
+ * values arrive as they do by JSON.
  */
 #ifndef FM_PY_CODEC_H
 #define FM_PY_CODEC_H
@@ -13,6 +15,7 @@
 #include <Python.h>
 
 #include "base/buf.h"
+#include "wire/json.h"
 
 /* Names of members that were read lately: sets of two, see decode.c. */
 enum { FM_KEY_SETS = 512 };
@@ -52,13 +55,27 @@ FM_MUST_CHECK int fm_codec_dumps(fm_codec *codec, PyObject *value, fm_buf *out);
  * digits, more than FM_JSON_DEPTH_MAX containers deep; or with MemoryError. */
 PyObject *fm_codec_decode(fm_codec *codec, const uint8_t *body, size_t len);
 
+/* The same for the binary envelope, with the same exceptions: the payload is
+ * the whole body. Packing raises a ValueError too for what has more than
+ * 2**32 - 1 bytes or items. */
+FM_MUST_CHECK int fm_codec_pack(
+    fm_codec *codec, PyObject *payload, fm_buf *out);
+PyObject *fm_codec_unpack(fm_codec *codec, const uint8_t *body, size_t len);
+
+/* What Python's own conversion makes of a number's text, for the decoders; NULL
+ * without an exception for too many digits. */
+PyObject *fm_codec_number(const fm_json_number *number);
+
 /* For the method table: encode(payload) -> bytes, dumps(value) -> str,
- * decode(body: bytes-like) -> object. They find the codec by fm_codec_of(),
+ * decode(body: bytes-like) -> object, pack(payload) -> bytes,
+ * unpack(body: bytes-like) -> object. They find the codec by fm_codec_of(),
  * which the module's own file defines. */
 fm_codec *fm_codec_of(PyObject *module);
 PyObject *fm_py_encode(PyObject *module, PyObject *payload);
 PyObject *fm_py_dumps(PyObject *module, PyObject *value);
 PyObject *fm_py_decode(PyObject *module, PyObject *body);
+PyObject *fm_py_pack(PyObject *module, PyObject *payload);
+PyObject *fm_py_unpack(PyObject *module, PyObject *body);
 
 /* The codec's lock, for encode.c and decode.c; held for a few loads and
  * stores, never across a call that may run Python. */

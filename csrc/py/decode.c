@@ -1,11 +1,8 @@
 /* JSON text to Python objects, in one pass, from either depth. */
-#include "py/codec.h"
+#include "py/names.h"
 
 #include "wire/envelope.h"
 #include "wire/json.h"
-
-/* Longer names, and those with escapes, are not worth remembering. */
-enum { KEY_LEN_MAX = 32 };
 
 /* Runs up to this are copied as if they were so long. */
 enum { SHORT_RUN = 16 };
@@ -22,126 +19,6 @@ struct frame {
 
 /* Functions that return NULL have set an exception, or none: then the text is
  * to blame, and the caller that knows the whole text says so. */
-
-static PyObject *
-new_ascii(const uint8_t *text, size_t len)
-{
-    PyObject *str = PyUnicode_New((Py_ssize_t)len, 127);
-
-    if (FM_LIKELY(str != NULL))
-        memcpy(PyUnicode_1BYTE_DATA(str), text, len);
-    return str;
-}
-
-/* ---- Names of members ---- */
-
-static inline uint64_t
-load_word(const uint8_t *from)
-{
-    uint64_t word;
-
-    memcpy(&word, from, 8);
-    return word;
-}
-
-/* A name as words of eight bytes, which overlap where they must: enough of
- * them that equal words and equal lengths mean equal names. */
-struct name_words {
-    uint64_t first;
-    uint64_t second;
-    uint64_t third;
-    uint64_t last;
-};
-
-static inline struct name_words
-load_name(const uint8_t *text, size_t len)
-{
-    struct name_words words = { 0 };
-    uint32_t half;
-
-    if (len >= 16) {
-        words.first = load_word(text);
-        words.second = load_word(text + 8);
-        words.third = load_word(text + len - 16);
-        words.last = load_word(text + len - 8);
-    } else if (len >= 8) {
-        words.first = load_word(text);
-        words.last = load_word(text + len - 8);
-    } else if (len >= 4) {
-        memcpy(&half, text, 4);
-        words.first = half;
-        memcpy(&half, text + len - 4, 4);
-        words.last = half;
-    } else if (len > 0) {
-        words.first = text[0];
-        words.second = text[len / 2];
-        words.last = text[len - 1];
-    }
-    return words;
-}
-
-/* Peers choose the names, but all that bad luck costs is a new string. */
-static inline size_t
-place_of(const struct name_words *words, size_t len)
-{
-    uint64_t hash = words->first * UINT64_C(0x9E3779B97F4A7C15)
-        + words->second * UINT64_C(0xC2B2AE3D27D4EB4F)
-        + words->third * UINT64_C(0x165667B19E3779F9)
-        + words->last * UINT64_C(0xD6E8FEB86659FD93) + len;
-
-    hash ^= hash >> 32;
-    return (hash ^ hash >> 16) % FM_KEY_SETS;
-}
-
-/* `str` is one of ours, so compact and ASCII: its text follows its head. */
-static inline bool
-is_name(PyObject *str, const struct name_words *words, size_t len)
-{
-    struct name_words own;
-
-    if (str == NULL || (size_t)PyUnicode_GET_LENGTH(str) != len)
-        return false;
-    own = load_name((const uint8_t *)((PyASCIIObject *)str + 1), len);
-    return ((own.first ^ words->first) | (own.second ^ words->second)
-               | (own.third ^ words->third) | (own.last ^ words->last))
-        == 0;
-}
-
-/* The string of a name, a new reference: of two that share a place, the one
- * that was not used last makes room. They are not interned, as an interned
- * string stays for ever in Python 3.12, and peers choose the names. */
-static PyObject *
-get_name(fm_codec *codec, const uint8_t *text, size_t len)
-{
-    struct name_words words = load_name(text, len);
-    PyObject **set = codec->keys[place_of(&words, len)];
-    PyObject *name;
-    PyObject *old;
-
-    FM_CODEC_LOCK(codec);
-    name = set[0];
-    if (!is_name(name, &words, len)) {
-        name = set[1];
-        if (!is_name(name, &words, len))
-            name = NULL;
-    }
-    Py_XINCREF(name);
-    FM_CODEC_UNLOCK(codec);
-    if (FM_LIKELY(name != NULL))
-        return name;
-
-    name = new_ascii(text, len);
-    if (name == NULL)
-        return NULL;
-    Py_INCREF(name);
-    FM_CODEC_LOCK(codec);
-    old = set[1];
-    set[1] = set[0];
-    set[0] = name;
-    FM_CODEC_UNLOCK(codec);
-    Py_XDECREF(old);
-    return name;
-}
 
 /* ---- Strings ---- */
 
@@ -259,6 +136,15 @@ read_mixed_quoted(fm_json_reader *reader)
     return read_mixed(reader, true);
 }
 
+static PyObject *
+get_name(fm_codec *codec, const uint8_t *text, size_t len)
+{
+    PyObject **set;
+    PyObject *name = find_name(codec, text, len, &set);
+
+    return FM_LIKELY(name != NULL) ? name : add_name(codec, text, len, set);
+}
+
 /* From behind the opening quote. */
 static ALWAYS_INLINE PyObject *
 read_string(
@@ -282,9 +168,8 @@ read_string(
 
 /* ---- Numbers ---- */
 
-/* What Python's own conversion makes of a number's text. */
-static PyObject *
-convert_number(const fm_json_number *number)
+PyObject *
+fm_codec_number(const fm_json_number *number)
 {
     char room[64];
     char *text = room;
@@ -324,7 +209,7 @@ read_number(fm_json_reader *reader)
     if (!fm_json_read_number(reader, &number))
         return NULL;
     if (!number.integral || number.text.len > 18)
-        return convert_number(&number);
+        return fm_codec_number(&number);
     pos = number.text.data;
     end = pos + number.text.len;
     if (*pos == '-')

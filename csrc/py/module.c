@@ -171,6 +171,18 @@ PyDoc_STRVAR(dumps_doc,
     "Write JSON as oslo.serialization's jsonutils.dumps() does.\n\n"
     ":raises TypeError, ValueError: the value has no JSON form.");
 
+PyDoc_STRVAR(pack_doc,
+    "pack(payload)\n--\n\n"
+    "Write a body in the binary envelope, MessagePack.\n\n"
+    ":raises TypeError, ValueError: the payload has no JSON form: what JSON\n"
+    "    refuses is refused here, too.");
+
+PyDoc_STRVAR(unpack_doc,
+    "unpack(body)\n--\n\n"
+    "Read a body in the binary envelope, and return the payload, with the\n"
+    "values that it would have after encode() and decode().\n\n"
+    ":raises BadMessage: it is something else.");
+
 PyDoc_STRVAR(broker_stats_doc,
     "broker_stats()\n--\n\n"
     "What the process does at each of its brokers, and has done: see\n"
@@ -191,6 +203,8 @@ static PyMethodDef functions[] = {
     { "encode", fm_py_encode, METH_O, encode_doc },
     { "decode", fm_py_decode, METH_O, decode_doc },
     { "dumps", fm_py_dumps, METH_O, dumps_doc },
+    { "pack", fm_py_pack, METH_O, pack_doc },
+    { "unpack", fm_py_unpack, METH_O, unpack_doc },
     { "next_event", (PyCFunction)(void (*)(void))next_event,
         METH_VARARGS | METH_KEYWORDS, next_event_doc },
     { "stop_events", stop_events, METH_NOARGS, stop_events_doc },

@@ -46,10 +46,12 @@ def attempt(work: Callable[[Any], Any], given: Any, error: Any) -> None:
         pass
 
 
-def beginnings(body: bytes) -> Callable[[], None]:
+def beginnings(
+    body: bytes, decode: Callable[[bytes], Any] = _core.decode
+) -> Callable[[], None]:
     """Return a function that decodes one longer beginning with each call."""
     ends = itertools.cycle(range(len(body)))
-    return lambda: attempt(_core.decode, body[: next(ends)], _core.BadMessage)
+    return lambda: attempt(decode, body[: next(ends)], _core.BadMessage)
 
 
 def new_names() -> Callable[[], None]:
@@ -67,6 +69,7 @@ FOREIGN_BODY = (
     .replace('\\"', "\\u0022")
     .encode()
 )
+PACKED = _core.pack({"a": [1, {"b": ["text", 2.5, "\xe9"]}, 10**30], "c": {"d": None}})
 ENCODE = {
     "request": (REQUEST, ()),
     "every builtin": (
@@ -103,13 +106,30 @@ WORK: dict[str, Callable[[], None]] = {
         _core.decode, BODY.replace(b"2.5", b"[" * 1500), _core.BadMessage
     ),
     "decode: no bytes": lambda: attempt(_core.decode, "text", TypeError),
+    **{
+        f"pack: {name}": lambda given=given, error=error: attempt(
+            _core.pack, given, error
+        )
+        for name, (given, error) in ENCODE.items()
+    },
+    "unpack": lambda: attempt(_core.unpack, PACKED, ()),
+    "unpack: beginnings": beginnings(PACKED, _core.unpack),
+    "unpack: key of another kind": lambda: attempt(
+        _core.unpack, PACKED.replace(b"\xa1b", b"\x91\xc0"), _core.BadMessage
+    ),
+    "unpack: more than a value": lambda: attempt(
+        _core.unpack, PACKED + PACKED, _core.BadMessage
+    ),
+    "unpack: depth": lambda: attempt(
+        _core.unpack, PACKED.replace(b"\xcb", b"\x91" * 1500), _core.BadMessage
+    ),
 }
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_memory_stays_flat(name):
     work = WORK[name]
-    rounds = SLOW_ROUNDS if name == "decode: depth" else ROUNDS
+    rounds = SLOW_ROUNDS if name.endswith(": depth") else ROUNDS
     for _ in range(WARM_UP):
         work()
     gc.collect()
@@ -129,7 +149,7 @@ def test_references_stay_the_same(work):
     name = next(iter(_core.decode(stock_encode({"a": 1}))))  # the remembered one
     watched = [
         *(name, None, True, MOMENT, CYCLE, REQUEST, REQUEST["args"], Failing, Stubborn),
-        *(_core.BadMessage, jsonutils.to_primitive, "method", BODY, ENCODE),
+        *(_core.BadMessage, jsonutils.to_primitive, "method", BODY, PACKED, ENCODE),
         *(given for given, _ in ENCODE.values()),
     ]
     work()

@@ -18,6 +18,7 @@ DOORS = {
 DOOR_FOLDERS = {
     "openssl": {"io/tls.c"},
     "rabbitmq-c": {"io/amqp.c"},
+    "msgpack": {"wire/msgpack.h", "wire/msgpack.c", "py/unpack.c"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
@@ -95,6 +96,7 @@ def test_header_is_guarded_by_its_name(name: str) -> None:
         ("io/loop.c", [], ["openssl/ssl.h"]),
         ("py/module.c", [], ["rabbitmq-c/amqp.h"]),
         ("wire/json.c", [], ["pthread.h"]),
+        ("py/pack.c", [], ["msgpack/pack.h"]),
     ],
 )
 def test_a_wrong_include_is_found(name: str, own: list[str], others: list[str]) -> None:
