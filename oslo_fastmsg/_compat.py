@@ -27,6 +27,7 @@ __all__ = [
     "client_opts",
     "deserialize_msg",
     "deserialize_remote_exception",
+    "is_set",
     "queue_manager_name",
     "rabbit_opts",
     "serialize_remote_exception",
@@ -61,6 +62,19 @@ def rabbit_opts() -> list[cfg.Opt]:
 def client_opts() -> list[cfg.Opt]:
     """Give the RPC client's options, ``rpc_response_timeout`` among them."""
     return list(_client._client_opts)
+
+
+def is_set(conf: Any, name: str) -> bool:
+    """Tell whether an operator has set an option of the stock driver's group.
+
+    Its value alone does not tell when it is the default of one release.
+
+    :param conf: a ``ConfigOptsProxy`` for that group.
+    """
+    if name in conf._url.query:
+        return True
+    place = conf.get_location(name, RABBIT_GROUP)
+    return place.location not in (cfg.Locations.opt_default, cfg.Locations.set_default)
 
 
 def queue_manager_name(hostname: str, processname: str) -> str:

@@ -62,7 +62,7 @@ _fastmsg_opts: list[cfg.Opt] = [
             ("none", "anything: whoever is in between can read and change all"),
         ],
         help="With TLS, what the broker's certificate must be. Unset, it is host, "
-        "or chain if ssl_enforce_hostname_verification is false. Known are the "
+        "or chain if ssl_enforce_hostname_verification is set to false. Known are the "
         "authorities of ssl_ca_file, or those of the system without one.",
     ),
 ]
@@ -132,7 +132,6 @@ class Settings:
     ssl_key_file: str = ""
     ssl_cert_file: str = ""
     ssl_ca_file: str = ""
-    ssl_enforce_hostname_verification: bool = True
     ssl_enforce_fips_mode: bool = False
     kombu_compression: str | None = None
     kombu_reconnect_delay: float = 1.0
@@ -203,20 +202,29 @@ class Settings:
             send_timeout=timeout if own.send_timeout is None else own.send_timeout,
             compression_threshold=own.compression_threshold,
             rpc_intake=own.rpc_intake,
-            ssl_verify=own.ssl_verify
-            or ("host" if values.get(_VERIFIES_HOST, True) else "chain"),
+            ssl_verify=own.ssl_verify or _stock_verifies(conf),
             **values,
         )
 
-
-# Missing in 14.0 as upstream published it.
-_VERIFIES_HOST = "ssl_enforce_hostname_verification"
 
 # Until 14.2.4 two options had a letter too many elsewhere.
 _MISSPELT = {
     "rabbit_quorum_max_memory_length": "rabbit_quroum_max_memory_length",
     "rabbit_quorum_max_memory_bytes": "rabbit_quroum_max_memory_bytes",
 }
+
+
+def _stock_verifies(conf: Any) -> str:
+    """Give what the option of the stock driver means for ``ssl_verify``.
+
+    It is missing in 14.0 as upstream published it, and false by default in releases
+    of stable branches: nobody has asked for less there.
+    """
+    name = "ssl_enforce_hostname_verification"
+    rabbit = conf[_compat.RABBIT_GROUP]
+    if name in rabbit and not rabbit[name] and _compat.is_set(conf, name):
+        return "chain"
+    return "host"
 
 
 def _set_in_vain(rabbit: Any) -> list[str]:
