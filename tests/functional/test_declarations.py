@@ -9,6 +9,7 @@ import re
 
 import oslo_messaging
 import pytest
+from fix_held import held_by, named
 from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint, stock_takes
 from fix_proxy import Proxy
@@ -85,44 +86,6 @@ ACTIONS = {
     listen: 4,
     listen_in_a_pool: 1,
 }
-
-
-def named(text):
-    return re.sub(r"[0-9a-f]{32}", "<id>", text)
-
-
-def held_by(broker):
-    """Tell what a broker holds, in a form that can be compared."""
-    consumed = sorted(
-        (named(row["queue_name"]), row["ack_required"], row["arguments"])
-        for row in broker.consumers()
-    )
-    queues = [
-        {
-            "name": named(row["name"]),
-            **{
-                key: row[key]
-                for key in (
-                    "durable",
-                    "auto_delete",
-                    "exclusive",
-                    "arguments",
-                    "consumers",
-                )
-            },
-        }
-        for row in broker.queues()
-    ]
-    bindings = sorted(
-        (row["source_name"], named(row["destination_name"]), row["routing_key"])
-        for row in broker.bindings()
-    )
-    return {
-        "queues": queues,
-        "exchanges": broker.exchanges(),
-        "bindings": bindings,
-        "consumers": consumed,
-    }
 
 
 @pytest.fixture
