@@ -37,6 +37,10 @@ _CHECK_FLAGS = (
     "another process declared the same name with other options: compare "
     "amqp_durable_queues, amqp_auto_delete, rabbit_quorum_queue and the like"
 )
+_CHECK_AUTO_DELETE = (
+    "a quorum queue cannot be auto-delete: set amqp_auto_delete or "
+    "rabbit_quorum_queue to false"
+)
 _CHECK_SIZE = "send less at a time, or raise max_message_size in the broker"
 _CHECK_ALARM = (
     "check the broker for a memory or disk alarm, and option send_timeout in "
@@ -102,6 +106,8 @@ def _failure(text: str) -> Exception:
 def _what_to_check(error: _core.Error) -> str | None:
     if "larger than configured max" in str(error):
         return _CHECK_SIZE
+    if "invalid property 'auto-delete'" in str(error):
+        return _CHECK_AUTO_DELETE
     check = _CHECKS.get((type(error), getattr(error, "code", 0)))
     return check or _CHECKS_OF_CLASS.get(type(error))
 

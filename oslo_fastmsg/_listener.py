@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 # back to the queue only when the listener stops; a server that stalls for
 # longer than that should not hold a whole backlog.
 _PREFETCH = 256
+_MOST_PREFETCH = 65535
 
 # Deliveries per visit to the core. Those of RPC are acknowledged together, when
 # the first of them is begun or all are handed over: so this is what a killed
@@ -78,7 +79,11 @@ class Backlog:
 
 
 def rpc_prefetch(option: int) -> int:
-    """Bound what lies here undispatched, also when the option says no bound."""
+    """Bound what lies here undispatched, also when the option says no bound.
+
+    :raises RuntimeError: more than AMQP can say.
+    """
+    _check_prefetch(option)
     return option if option > 0 else _PREFETCH
 
 
@@ -91,10 +96,20 @@ def notification_prefetch(
     :param batch_size: messages per callback, None without a limit.
     :param workers: the size of the server's thread pool, None if unknown.
         Twice of both, so that the next are here when a worker comes free.
+    :raises RuntimeError: more than AMQP can say.
     """
+    _check_prefetch(option)
     if option > 0:
         return option
     return max(_PREFETCH, 2 * (batch_size or 0), 2 * (workers or 0))
+
+
+def _check_prefetch(option: int) -> None:
+    if option > _MOST_PREFETCH:
+        raise RuntimeError(
+            f"Configuration Error: rabbit_qos_prefetch_count is {option}, but can be "
+            f"{_MOST_PREFETCH} at most"
+        )
 
 
 class FastmsgListener(_compat.Listener):  # type: ignore[misc]

@@ -185,7 +185,7 @@ def _topic_queue(
             queue,
             _durable(settings),
             settings.amqp_auto_delete,
-            _arguments(settings, settings.rabbit_quorum_queue, ttl_s=0),
+            _arguments(settings, "rabbit_quorum_queue", ttl_s=0),
         ),
     ]
     if exchange:  # the default exchange binds every queue by its name
@@ -212,17 +212,18 @@ def _transient_queue(settings: Settings, name: str) -> Declaration:
         False,
         _arguments(
             settings,
-            settings.rabbit_transient_quorum_queue,
+            "rabbit_transient_quorum_queue",
             ttl_s=settings.rabbit_transient_queues_ttl,
         ),
     )
 
 
-def _arguments(settings: Settings, is_quorum: bool, ttl_s: int) -> Arguments:
+def _arguments(settings: Settings, quorum_option: str, ttl_s: int) -> Arguments:
+    is_quorum = getattr(settings, quorum_option)
     if is_quorum and settings.rabbit_ha_queues:
         raise RuntimeError(
-            "Configuration Error: rabbit_quorum_queue and rabbit_ha_queues both "
-            "enabled, queue type is quorum or HA (mirrored) not both"
+            f"Configuration Error: {quorum_option} and rabbit_ha_queues are both "
+            "set, but a queue is quorum or HA (mirrored), not both: set one to false"
         )
     arguments: Arguments = {}
     if settings.rabbit_ha_queues:

@@ -29,6 +29,7 @@ import oslo_messaging
 import pytest
 from futurist import _thread as futurist_thread
 from oslo_config import cfg
+from oslo_messaging._drivers import amqp as stock_amqp
 from oslo_messaging._drivers import amqpdriver, impl_rabbit
 
 # Groups that oslo.messaging looks at in each configuration, but registers in
@@ -74,7 +75,7 @@ futurist_thread.ThreadWorker.MAX_IDLE_FOR = 0.05
 
 def stock_takes(option: str, value: object) -> bool:
     """Tell whether the installed release has an option and allows a value."""
-    for known in impl_rabbit.rabbit_opts:
+    for known in (*impl_rabbit.rabbit_opts, *stock_amqp.amqp_opts):
         if known.name == option:
             with contextlib.suppress(ValueError):
                 known.type(value)

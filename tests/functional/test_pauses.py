@@ -65,3 +65,25 @@ def test_a_random_part_of_the_splay_is_added(first_pause):
     assert max(pauses) > 1500
     assert all(pause <= 5001.1 for pause in pauses)
     assert len(set(pauses)) > 10
+
+
+@pytest.mark.options("rabbit_retry_backoff", "rabbit_interval_max")
+def test_later_pauses_grow_up_to_a_bound(fast, peers, topic, closed_port, caplog):
+    def second_pause(**rabbit):
+        caplog.clear()
+        transport = peers.transport(
+            fast,
+            url=f"fastmsg://guest:guest@127.0.0.1:{closed_port}/",
+            rabbit={"kombu_reconnect_delay": 0, **rabbit},
+        )
+        client = peers.client(fast, topic=topic, transport=transport, retry=1)
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure):
+            client.cast({}, "echo")
+        peers.clean(transport)
+        _, second = LINE.findall(caplog.text)
+        return float(second)
+
+    assert second_pause(rabbit_retry_backoff=0) <= 1.1
+    # From a tenth of the interval to all of it.
+    assert 100 <= second_pause(rabbit_retry_backoff=1000, rabbit_interval_max=5000)
+    assert 10 <= second_pause(rabbit_retry_backoff=1000, rabbit_interval_max=100) <= 102

@@ -69,7 +69,23 @@ pytestmark = pytest.mark.options(
 )
 
 
-@pytest.fixture(params=COMBINATIONS)
+#: Run by `make test-slow` and `make test-options`.
+LESS_COMMON = {
+    "durable and auto-delete",
+    "durable ha, cancelled on failover",
+    "prefetch",
+    "all quorum, streams",
+    "classic, streams",
+    "streams that keep all",
+}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in LESS_COMMON else [])
+        for name in COMBINATIONS
+    ]
+)
 def rabbit(request, tmp_path):
     """Give a combination; the queue manager's counter is one of our own."""
     options = {
