@@ -32,7 +32,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 
 .PHONY: all help packages packages-wsgi venv build test test-timing test-slow \
-	test-all test-versions test-faults test-tls test-asan test-upstream test-wsgi \
+	test-all test-options test-versions test-faults test-tls test-asan test-upstream test-wsgi \
 	test-rabbitmq4 packages-rabbitmq4 demo bench lint format tidy sdist clean \
 	distclean
 
@@ -43,6 +43,7 @@ help:
 	@echo 'make test-timing  the tests that bound elapsed time'
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-versions  the tests, with each Python and three oslo.messaging'
+	@echo 'make test-options  what each option means; a table is in docs/options.rst'
 	@echo 'make test-faults  promises under faults: a table of what was measured'
 	@echo 'make test-tls     TLS: trust, versions, forks, throughput'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
@@ -144,6 +145,9 @@ test-all: build $(WSGI_VENV)/installed
 test-versions: packages $(VENV)/made-tox
 	@tools/install_packages.sh lint
 	$(BIN)/python tools/run_versions.py $(ARGS)
+
+test-options: build
+	$(BIN)/python -m pytest -m 'options and not wsgi' $(ARGS)
 
 test-faults: build
 	$(BIN)/python -m pytest -s tests/faults $(ARGS)

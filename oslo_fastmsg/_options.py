@@ -68,6 +68,9 @@ _fastmsg_opts: list[cfg.Opt] = [
 ]
 _FASTMSG_NAMES = frozenset(opt.name for opt in _fastmsg_opts)
 
+#: Settings that are read, and mean less than they say.
+_IN_PART = frozenset({"ssl_version"})
+
 #: Settings of the stock driver about what this driver does not have.
 _WITHOUT_MEANING = frozenset(
     {
@@ -78,6 +81,8 @@ _WITHOUT_MEANING = frozenset(
         "rpc_conn_pool_size",
     }
 )
+#: Of those, the ones of which an impossible value is refused.
+_CHECKED = frozenset({"conn_pool_min_size", "rpc_conn_pool_size"})
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:

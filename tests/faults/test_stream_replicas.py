@@ -11,7 +11,7 @@ from fix_peer import TestEndpoint, stock_takes
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.options,
+    pytest.mark.options("rabbit_stream_fanout"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         not stock_takes("rabbit_stream_fanout", True),

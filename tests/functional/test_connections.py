@@ -200,6 +200,7 @@ def test_connections_announce_their_name_and_capabilities(driver, peers, topic, 
             assert capabilities[key] is True
 
 
+@pytest.mark.options("rabbit_login_method")
 @pytest.mark.parametrize("method", ["PLAIN", "AMQPLAIN"])
 def test_the_login_method_is_the_options(driver, peers, topic, broker, method):
     peers.client(driver, topic=topic, rabbit={"rabbit_login_method": method}).cast(
@@ -209,6 +210,7 @@ def test_the_login_method_is_the_options(driver, peers, topic, broker, method):
     assert [row["auth_mechanism"] for row in broker.connections()] == [method]
 
 
+@pytest.mark.options("heartbeat_timeout_threshold")
 @pytest.mark.parametrize("seconds", [0, 7, 60])
 def test_the_heartbeat_is_the_options(driver, peers, topic, broker, seconds):
     peers.client(
@@ -247,6 +249,7 @@ def test_an_idle_connection_is_kept_by_heartbeats(driver, peers, topic, proxy):
     assert len(proxy.links()) == 1
 
 
+@pytest.mark.options("heartbeat_timeout_threshold")
 def test_a_silent_broker_is_given_up_after_two_heartbeats(fast, peers, topic, proxy):
     client = peers.client(
         fast, topic=topic, via=proxy, rabbit={"heartbeat_timeout_threshold": 1}

@@ -196,6 +196,7 @@ def unconfirmed(fast, peers, topic, proxy):
     return client
 
 
+@pytest.mark.options("send_timeout")
 @pytest.mark.parametrize("kind", ["cast", "fanout", "notification"])
 def test_a_withheld_confirm_is_a_delivery_failure_at_send_timeout(
     unconfirmed, topic, kind
@@ -221,6 +222,7 @@ def test_the_connection_survives_a_withheld_confirm(unconfirmed, proxy):
     assert len(proxy.links()) == 1
 
 
+@pytest.mark.options("send_timeout")
 def test_send_timeout_is_rpc_response_timeout_unless_set(fast, peers, topic, proxy):
     client = peers.client(fast, topic=topic, via=proxy, rpc_response_timeout=1)
     client.cast({}, "echo")

@@ -32,6 +32,7 @@ def url(broker, scheme):
 SCHEMES = {"fast": "fastmsg", "stock": "rabbit"}
 
 
+@pytest.mark.options("rabbit_login_method", "ssl_cert_file", "ssl_key_file")
 def test_calls_are_answered_by_who_logs_in_by_certificate(
     peers, pairing, strict_broker, topic
 ):

@@ -37,6 +37,7 @@ def waiting(broker, queue):
     return broker.queue(queue)["messages_ready"]
 
 
+@pytest.mark.options("rpc_intake")
 def test_what_no_worker_can_begin_stays_in_its_queue(peers, fast, broker, topic, slow):
     client = peers.client(fast, topic=topic)
     for number in range(10):
@@ -51,6 +52,7 @@ def test_what_no_worker_can_begin_stays_in_its_queue(peers, fast, broker, topic,
     assert slow.begun.wait(10) == list(range(10))
 
 
+@pytest.mark.options("rpc_intake")
 def test_another_server_gets_what_a_slow_one_cannot_begin(
     peers, fast, broker, topic, slow
 ):

@@ -11,7 +11,7 @@ from fix_objects import wait_until
 from fix_peer import TestEndpoint, stock_takes
 
 pytestmark = [
-    pytest.mark.options,
+    pytest.mark.options("rabbit_stream_fanout"),
     pytest.mark.skipif(
         not stock_takes("rabbit_stream_fanout", True),
         reason="streams came with oslo.messaging 14.7",
@@ -248,6 +248,7 @@ def test_a_server_that_stops_leaves_the_connection_to_others(
     assert {row["pid"] for row in broker.connections()} == connections
 
 
+@pytest.mark.options("enable_cancel_on_failover")
 @pytest.mark.parametrize("driver", ["fast", "stock"])
 def test_cancel_on_failover_is_not_said_of_a_stream(driver, peers, broker, topic):
     """The argument of the stream replaces it."""

@@ -77,6 +77,7 @@ def over_tls(peers, pairing, tls_broker, topic):
     return client, endpoint
 
 
+@pytest.mark.options("ssl", "ssl_ca_file")
 def test_calls_casts_and_fanouts_go_over_tls(over_tls):
     client, endpoint = over_tls
 
@@ -127,6 +128,7 @@ def test_any_other_scheme_is_refused(peers, scheme):
         peers.transport("fast", url=f"{scheme}://guest:guest@127.0.0.1/")
 
 
+@pytest.mark.options("ssl", "ssl_ca_file")
 @pytest.mark.parametrize(
     ("kind", "cause"),
     [
@@ -144,6 +146,7 @@ def test_a_wrong_certificate_is_refused(
     assert re.search(cause, text), text
 
 
+@pytest.mark.options("ssl_version")
 def test_a_private_authority_that_is_not_named_is_refused(peers, broker, certificates):
     """The system's authorities count then; also if a version is named."""
     with TlsRelay(broker, certificates["good"]) as relay:
@@ -207,6 +210,7 @@ def test_a_message_is_one_record(peers, broker, authority, certificates):
     assert min(records) > 2048
 
 
+@pytest.mark.options("ssl_verify", "ssl_enforce_hostname_verification")
 def test_checks_can_be_switched_off_one_by_one(peers, broker, authority, certificates):
     with TlsRelay(broker, certificates["another name"]) as relay:
         ca = {"ssl": "true", "ssl_ca_file": authority.file}
@@ -241,6 +245,7 @@ def test_both_versions_are_spoken(peers, broker, authority, certificates, versio
         assert relay.versions == [version.replace("_", ".")]
 
 
+@pytest.mark.options("ssl_version")
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_what_is_older_is_refused(peers, broker, authority, certificates):
     old = ssl.TLSVersion.TLSv1
@@ -313,6 +318,7 @@ def test_a_half_closed_connection_is_made_again(
         assert relay.accepted > before
 
 
+@pytest.mark.options("ssl_enforce_fips_mode")
 def test_fips_mode_uses_a_fips_provider_or_fails(peers, tls_broker):
     command = ["openssl", "list", "-providers", "-provider", "fips"]
     has_provider = subprocess.run(command, capture_output=True).returncode == 0

@@ -32,6 +32,7 @@ def more(driver):
     return EVERYTHING if driver == "fast" else {}
 
 
+@pytest.mark.options("kombu_compression")
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_are_compressed_both_ways(peers, pairing, topic, kind):
     rabbit = {"kombu_compression": kind}
@@ -159,6 +160,7 @@ def test_a_monitored_call_lives_on_compressed_signs_of_life(peers, pairing, topi
     assert monitored.call({}, "last", seconds=3.5) == "done"
 
 
+@pytest.mark.options("kombu_compression")
 @pytest.mark.parametrize("version", [1, 2])
 def test_notifications_are_compressed(peers, pairing, topic, version):
     notes = Notes()
@@ -171,6 +173,7 @@ def test_notifications_are_compressed(peers, pairing, topic, version):
     assert notes.seen.wait()[0]["payload"] == LARGE
 
 
+@pytest.mark.options("kombu_compression")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_sent_is_what_stock_sends(peers, spy, topic, kind):
     media_type, decompress = KINDS[kind]
@@ -190,6 +193,7 @@ def test_what_is_sent_is_what_stock_sends(peers, spy, topic, kind):
     assert len(fast.body) == pytest.approx(len(stock.body), rel=0.05)
 
 
+@pytest.mark.options("compression_threshold")
 def test_small_messages_stay_plain(peers, spy, fast, topic):
     tap = spy.tap_exchange("openstack", topic)
     client = peers.client(fast, topic=topic, rabbit={"kombu_compression": "gzip"})
@@ -215,6 +219,7 @@ def test_bz2_is_bzip2(peers, spy, fast, topic):
     assert payload_of(bz2.decompress(tap.get().body))["args"] == {"arg": LARGE}
 
 
+@pytest.mark.options("kombu_compression")
 def test_an_unknown_compression_is_refused_at_the_start(peers, fast):
     with pytest.raises(oslo_messaging.DriverLoadFailure, match=r"gzip.*lzma"):
         peers.transport(fast, rabbit={"kombu_compression": "rot13"})

@@ -11,10 +11,13 @@ from fix_peer import TestEndpoint, stock_takes
 from oslo_concurrency import lockutils
 from oslo_config import cfg
 
-pytestmark = pytest.mark.skipif(
-    not stock_takes("use_queue_manager", True),
-    reason="the option came with oslo.messaging 14.7",
-)
+pytestmark = [
+    pytest.mark.options("use_queue_manager", "hostname", "processname"),
+    pytest.mark.skipif(
+        not stock_takes("use_queue_manager", True),
+        reason="the option came with oslo.messaging 14.7",
+    ),
+]
 
 
 class Manager:

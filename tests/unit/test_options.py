@@ -1,4 +1,6 @@
 import logging
+import pathlib
+import re
 
 import pytest
 from fix_core import make_conf
@@ -6,7 +8,7 @@ from oslo_config import cfg
 from oslo_messaging import TransportURL
 from oslo_messaging._drivers import impl_rabbit
 
-from oslo_fastmsg import _options
+from oslo_fastmsg import _compat, _options
 from oslo_fastmsg._options import Settings
 
 
@@ -72,6 +74,13 @@ def test_pool_sizes_that_stock_refuses_are_refused():
         read("?rpc_conn_pool_size=1&conn_pool_min_size=2")
 
 
+@pytest.mark.options(
+    "conn_pool_min_size",
+    "conn_pool_ttl",
+    "heartbeat_in_pthread",
+    "heartbeat_rate",
+    "rpc_conn_pool_size",
+)
 def test_what_is_set_in_vain_is_said_in_one_line(caplog):
     with caplog.at_level(logging.INFO):
         read("?conn_pool_ttl=1200")
@@ -80,6 +89,65 @@ def test_what_is_set_in_vain_is_said_in_one_line(caplog):
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert record.getMessage().endswith("driver: heartbeat_rate, rpc_conn_pool_size")
+    caplog.clear()
+    in_vain = {
+        "conn_pool_min_size": 1,
+        "conn_pool_ttl": 1,
+        "heartbeat_in_pthread": True,
+        "heartbeat_rate": 1,
+        "rpc_conn_pool_size": 1,
+    }
+    assert set(in_vain) == _options._WITHOUT_MEANING
+    known = {opt.name for opt in _compat.rabbit_opts()}
+    values = {name: value for name, value in in_vain.items() if name in known}
+    with caplog.at_level(logging.INFO):
+        read(**values)
+    assert caplog.records[0].getMessage().endswith(f"driver: {', '.join(values)}")
+
+
+def aliases():
+    return [
+        pytest.param(option, alias, id=f"{option.name}-{alias.group}-{alias.name}")
+        for option in _compat.rabbit_opts()
+        for alias in option.deprecated_opts
+    ]
+
+
+@pytest.mark.parametrize(("option", "alias"), aliases())
+def test_old_names_of_options_mean_what_they_mean_to_stock(tmp_path, option, alias):
+    values = {bool: True, float: 2.5, int: 7, str: "PLAIN", type(None): "TLSv1_2"}
+    value = values[type(option.default)]
+    group = alias.group or "oslo_messaging_rabbit"
+    file = tmp_path / "service.conf"
+    file.write_text(f"[{group}]\n{alias.name or option.name} = {value}\n")
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[str(file)], default_config_dirs=[])
+    _options.register(conf)
+    url = TransportURL.parse(conf, "fastmsg://h/")
+
+    settings = Settings.read(_options.overlay(conf, url))
+
+    name = next(
+        (ours for ours, old in _options._MISSPELT.items() if old == option.name),
+        option.name,
+    )
+    assert getattr(settings, name) == value
+
+
+def test_each_setting_is_read_by_somebody():
+    """An option that nobody looks at would be honoured on paper alone."""
+    sources = "".join(
+        path.read_text()
+        for path in pathlib.Path(_options.__file__).parent.glob("*.py")
+        if path.name != "_options.py"
+    )
+    unread = [
+        name
+        for name in Settings.__dataclass_fields__
+        if not re.search(rf"\b{name}\b", sources)
+    ]
+    # What ssl_verify says in its stead.
+    assert unread == ["ssl_enforce_hostname_verification"]
 
 
 def test_an_unknown_compression_is_refused():

@@ -8,11 +8,13 @@ import contextlib
 import gc
 import socket
 import threading
+import time
 
 import oslo_messaging
 import pytest
 from fix_objects import wait_until
 from fix_peer import Log, Notes, TestEndpoint, stock_takes
+from fix_wire import request
 from oslo_config import cfg
 
 
@@ -68,6 +70,23 @@ def test_replies_are_mandatory_as_the_option_says(driver, peers, topic, proxy, i
     (reply,) = proxy.publications()
     assert reply.routing_key.startswith("reply_")
     assert reply.mandatory is is_set
+
+
+@pytest.mark.options("kombu_missing_consumer_retry_timeout")
+def test_a_reply_to_nobody_is_given_up_when_the_option_says(
+    driver, peers, topic, spy, caplog
+):
+    rabbit = {"kombu_missing_consumer_retry_timeout": 1}
+    endpoint = TestEndpoint()
+    peers.server(driver, endpoint, topic=topic, rabbit=rabbit)
+    spy.send("openstack", topic, request("echo", None, "reply_of_nobody"))
+    endpoint.seen.wait()
+    began = time.monotonic()
+
+    gone = {"fast": "dropped the reply", "stock": "Abandoning..."}[driver]
+    wait_until(lambda: gone in caplog.text)
+
+    assert time.monotonic() - began > 0.5  # it was tried again
 
 
 @pytest.fixture
