@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import fcntl
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ def pkg_config(kind: str) -> list[str]:
         modules.append("msgpack" if known else "msgpack-c")
     text = subprocess.check_output([*command, kind, *modules], text=True)
     return shlex.split(text)
+
+
+def _link_flags(source: Path) -> list[str]:
+    """Read what a program says of its linking."""
+    return re.findall(r"^ \* Linked with: (\S+)$", source.read_text(), re.MULTILINE)
 
 
 class Build:
@@ -133,7 +139,7 @@ class Build:
         with self._alone():
             unit = self._compile(source, self._newest_header())
             library = self.folder / "libcore.a"
-            command = [*CC, *self.flags, str(unit), str(library)]
+            command = [*CC, *self.flags, *_link_flags(source), str(unit), str(library)]
             run([*command, *pkg_config("--libs"), "-o", str(program)])
         return program
 

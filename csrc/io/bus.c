@@ -6,6 +6,8 @@
 
 /* How often confirms are read that nobody waits for. */
 #define LOOK_NS (2 * FM_NS_PER_MS)
+/* How soon to try again what there was no memory for. */
+#define STARVED_NS (100 * FM_NS_PER_MS)
 
 /* Channel numbers of the consuming connection; consumers have those above. */
 enum { VERIFIER_ID = 1 };
@@ -474,12 +476,14 @@ free_id(fm_bus *bus)
 static void
 admit(fm_bus *bus, fm_consumer *consumer)
 {
+    static const fm_error no_channel = { .status = FM_NO_MEMORY,
+        .text = "no memory for one more consumer, or no channel number" };
     uint16_t id = free_id(bus);
 
     consumer->channel.id = id;
     consumer->joined = fm_now();
     if (id == 0)
-        fm_consumer_abandon(consumer);
+        fm_consumer_fail(consumer, &no_channel);
     else
         bus->by_id[id] = consumer;
 }
@@ -677,7 +681,7 @@ fm_deadline
 fm_bus_step(fm_bus *bus, int64_t now)
 {
     fm_deadline next = FM_NEVER, each;
-    bool closing;
+    bool closing, starved;
 
     fm_mutex_lock(&bus->lock);
     closing = bus->closing;
@@ -702,7 +706,11 @@ fm_bus_step(fm_bus *bus, int64_t now)
     each = fm_conn_step(&bus->publishing, now);
     next = each < next ? each : next;
     each = fm_publisher_step(&bus->publisher, now);
-    return each < next ? each : next;
+    next = each < next ? each : next;
+    starved = fm_output_was_starved(&bus->publishing.output);
+    if (fm_output_was_starved(&bus->consuming.output) || starved)
+        next = now + STARVED_NS < next ? now + STARVED_NS : next;
+    return next;
 }
 
 fm_deadline

@@ -284,9 +284,13 @@ fm_consumer_ack(fm_consumer *consumer, uint64_t generation, uint64_t tag,
     bool is_ours;
 
     fm_mutex_lock(&output->lock);
-    is_ours = generation != 0 && consumer->channel.generation == generation
+    is_ours = generation != 0 && consumer->channel.generation == generation;
+    if (is_ours
         && fm_frame_put_ack(&output->out, consumer->channel.id, tag, multiple)
-            == FM_OK;
+            != FM_OK) {
+        fm_output_fail_locked(output, "an acknowledgement");
+        is_ours = false;
+    }
     if (is_ours && push)
         fm_output_push_locked(output);
     fm_mutex_unlock(&output->lock);
@@ -302,10 +306,14 @@ fm_consumer_reject(
     if (!requeue)
         fm_counter_add(&consumer->rejected, 1);
     fm_mutex_lock(&output->lock);
-    if (generation != 0 && consumer->channel.generation == generation
-        && fm_frame_put_reject(&output->out, consumer->channel.id, tag, requeue)
+    if (generation != 0 && consumer->channel.generation == generation) {
+        if (fm_frame_put_reject(
+                &output->out, consumer->channel.id, tag, requeue)
             == FM_OK)
-        fm_output_push_locked(output);
+            fm_output_push_locked(output);
+        else
+            fm_output_fail_locked(output, "a rejection");
+    }
     fm_mutex_unlock(&output->lock);
 }
 
@@ -538,8 +546,8 @@ set_state(fm_consumer *consumer, fm_consumer_state state)
     fm_waker_signal(consumer->output->waker);
 }
 
-static void
-fail(fm_consumer *consumer, const fm_error *why)
+void
+fm_consumer_fail(fm_consumer *consumer, const fm_error *why)
 {
     fm_mutex_lock(&consumer->lock);
     consumer->error = *why;
@@ -599,10 +607,12 @@ run(fm_consumer *consumer, fm_script *script, fm_status status,
     if (status == FM_OK)
         status = fm_channel_run(&consumer->channel, script);
     fm_script_fini(script);
-    if (status == FM_OK)
+    if (status == FM_OK) {
         set_state(consumer, state);
-    else
-        consumer->retry_at = now + FIRST_PAUSE_NS; /* out of memory */
+    } else { /* out of memory */
+        consumer->retry_at = now + FIRST_PAUSE_NS;
+        fm_output_starve(consumer->output);
+    }
 }
 
 /* What the broker has cancelled, and what is missing. A cancel-ok comes from
@@ -623,7 +633,8 @@ recover(fm_consumer *consumer, int64_t now)
     run(consumer, &script, status, FM_CONSUMER_STARTING, now);
     if (consumer->channel.state != FM_CHANNEL_BUSY) { /* out of memory */
         consumer->releases = false;
-        set_state(consumer, FM_CONSUMER_CONSUMING); /* and once more */
+        if (consumer->state != FM_CONSUMER_CONSUMING)
+            set_state(consumer, FM_CONSUMER_CONSUMING); /* and once more */
     } else if (consumer->releases) {
         for (size_t i = 0; i < consumer->queue_count; i++)
             consumer->cancelled[i] |= consumer->missing[i];
@@ -759,7 +770,7 @@ consumer_closed(fm_channel *channel, const fm_close *why)
         "the broker refused the consumer of '%s': %s", consumer->queues[0],
         text);
     if (!consumer->established) {
-        fail(consumer, &error);
+        fm_consumer_fail(consumer, &error);
         return;
     }
     fm_event_post(FM_WARNING,
@@ -960,7 +971,7 @@ void
 fm_consumer_refused(fm_consumer *consumer, const fm_error *why)
 {
     if (!consumer->established && consumer->state == FM_CONSUMER_DOWN)
-        fail(consumer, why);
+        fm_consumer_fail(consumer, why);
 }
 
 void
@@ -1005,7 +1016,7 @@ move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
     } else if (goal == FM_GOAL_STOPPED
         && consumer->state == FM_CONSUMER_CONSUMING) {
         status = write_cancel(&script, consumer);
-        if (script.count > 0) {
+        if (script.count > 0 || status != FM_OK) {
             run(consumer, &script, status, FM_CONSUMER_STOPPING, now);
         } else { /* the broker has cancelled every one */
             give_back_intake(consumer);
@@ -1025,7 +1036,8 @@ move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
         && goal == FM_GOAL_CONSUMING) {
         status = write_consume_all(&script, consumer);
         run(consumer, &script, status, FM_CONSUMER_STARTING, now);
-    } else if (consumer->any_lost && consumer->state == FM_CONSUMER_CONSUMING) {
+    } else if (consumer->any_lost && consumer->state == FM_CONSUMER_CONSUMING
+        && now >= consumer->retry_at) {
         recover(consumer, now);
     }
 }

@@ -184,6 +184,8 @@ const char *fm_consumer_queue_of(
 /* --- the I/O thread --- */
 
 void fm_consumer_down(fm_consumer *consumer);
+/* It will never be there: tell who waits. */
+void fm_consumer_fail(fm_consumer *consumer, const fm_error *why);
 /* Every host refused us: tell who waits to be declared for the first time. */
 void fm_consumer_refused(fm_consumer *consumer, const fm_error *why);
 fm_deadline fm_consumer_step(fm_consumer *consumer, int64_t now, bool up);

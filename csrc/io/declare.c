@@ -36,14 +36,17 @@ fm_declarer_fini(fm_declarer *declarer)
 
 static void
 request(fm_declarer *declarer, fm_topology *topology, uint64_t epoch)
+    FM_NO_LOCK_CHECK /* clang does not know that it is the publisher's */
 {
     if (declarer->request_count == declarer->request_cap) {
         size_t cap = declarer->request_cap == 0 ? 8 : declarer->request_cap * 2;
         fm_topology **requests =
             realloc(declarer->requests, cap * sizeof(*requests));
 
-        if (requests == NULL)
+        if (requests == NULL) {
+            fm_output_starve_locked(declarer->output);
             return; /* asked again with the next message or step */
+        }
         declarer->requests = requests;
         declarer->request_cap = cap;
     }
@@ -110,6 +113,7 @@ fm_declarer_step(fm_declarer *declarer)
     } else { /* out of memory: the next step asks for it again */
         atomic_store(&topology->requested, 0);
         fm_topology_unref(topology);
+        fm_output_starve(declarer->output);
     }
 }
 

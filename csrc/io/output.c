@@ -137,6 +137,42 @@ fm_output_push_locked(fm_output *output)
         fm_waker_signal(output->waker);
 }
 
+void
+fm_output_starve_locked(fm_output *output)
+{
+    output->starved = true;
+}
+
+void
+fm_output_starve(fm_output *output)
+{
+    fm_mutex_lock(&output->lock);
+    fm_output_starve_locked(output);
+    fm_mutex_unlock(&output->lock);
+}
+
+bool
+fm_output_was_starved(fm_output *output)
+{
+    bool was;
+
+    fm_mutex_lock(&output->lock);
+    was = output->starved;
+    output->starved = false;
+    fm_mutex_unlock(&output->lock);
+    return was;
+}
+
+void
+fm_output_fail_locked(fm_output *output, const char *what)
+{
+    if (output->socket == NULL || output->failure.status != FM_OK)
+        return;
+    (void)fm_error_set(
+        &output->failure, FM_NO_MEMORY, 0, "out of memory for %s", what);
+    fm_waker_signal(output->waker);
+}
+
 bool
 fm_output_has_unsent(fm_output *output)
 {

@@ -40,6 +40,7 @@ typedef struct fm_output {
     bool asleep FM_GUARDED_BY(lock); /* the I/O thread is, or is about to */
     bool stuck FM_GUARDED_BY(lock);  /* the kernel is full: poll for room */
     fm_error failure FM_GUARDED_BY(lock); /* of a write; FM_OK: none */
+    bool starved FM_GUARDED_BY(lock);     /* see fm_output_starve() */
 
     atomic_int_fast64_t last_write; /* fm_now() of the last byte sent */
     atomic_uint_fast64_t bytes;     /* sent since the process began */
@@ -74,6 +75,18 @@ fm_output_pending_locked(const fm_output *output) FM_REQUIRES(output->lock)
 /* Have what was appended sent: by this thread if the I/O thread sleeps, else
  * by the I/O thread. Lets go of the lock while it sends, and takes it again. */
 void fm_output_push_locked(fm_output *output) FM_REQUIRES(output->lock);
+
+/* There was no memory for something that can be appended later: the I/O thread
+ * is to try again soon. _was_ forgets it. */
+void fm_output_starve(fm_output *output);
+void fm_output_starve_locked(fm_output *output) FM_REQUIRES(output->lock);
+bool fm_output_was_starved(fm_output *output);
+
+/* There was none for something that cannot, because it would be sent too late
+ * or never: the connection is given up, and the broker takes back what it has
+ * given us. */
+void fm_output_fail_locked(fm_output *output, const char *what)
+    FM_REQUIRES(output->lock);
 
 /* Is there something that neither was sent nor is being sent? */
 bool fm_output_has_unsent(fm_output *output);

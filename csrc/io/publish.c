@@ -146,8 +146,10 @@ pump_locked(fm_publisher *publisher, fm_publisher_lane *lane)
         fm_message *next = message->next;
 
         if (may_go_locked(publisher, message)
-            && send_one(publisher, lane, message) != FM_OK)
-            return; /* out of memory: the next step tries again */
+            && send_one(publisher, lane, message) != FM_OK) {
+            fm_output_starve_locked(publisher->output);
+            return;
+        }
         message = next;
     }
 }
@@ -900,8 +902,10 @@ open_lanes(fm_publisher *publisher)
         if (status == FM_OK)
             status = fm_script_add_confirm(&script);
         if (status == FM_OK)
-            (void)!fm_channel_run(&lane->channel, &script);
+            status = fm_channel_run(&lane->channel, &script);
         fm_script_fini(&script);
+        if (status != FM_OK)
+            fm_output_starve(publisher->output);
     }
 }
 
@@ -935,8 +939,10 @@ renew_lanes(fm_publisher *publisher, int64_t now)
         if (status == FM_OK)
             status = fm_channel_run(&lane->channel, &script);
         fm_script_fini(&script);
-        if (status != FM_OK)
-            continue; /* out of memory: the next step tries again */
+        if (status != FM_OK) {
+            fm_output_starve(publisher->output);
+            continue;
+        }
         fm_mutex_lock(&publisher->output->lock);
         lane->renewed = now;
         keep_channel(lane);

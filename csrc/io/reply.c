@@ -50,16 +50,34 @@ fm_reply_forget(fm_reply_table *table, fm_message *call)
         fm_message_unref(call);
 }
 
+/* Its caller would wait for a reply that was here. */
+static void
+fail_one(fm_reply_table *table, const char *msg_id, const fm_error *error)
+{
+    fm_message *call;
+
+    fm_mutex_lock(&table->lock);
+    call = fm_idmap_get(&table->calls, msg_id);
+    if (call != NULL)
+        fm_message_finish(call, error); /* wakes only: calls nobody */
+    fm_mutex_unlock(&table->lock);
+}
+
 fm_status
 fm_reply_deliver(
     fm_reply_table *table, const char *msg_id, bool ending, fm_buf *body)
 {
+    static const fm_error no_memory = { .status = FM_NO_MEMORY,
+        .text = "a reply came, but there was no memory for it" };
     int64_t asked = 0;
     fm_message *call;
     fm_reply *reply = malloc(sizeof(*reply));
 
-    if (reply == NULL)
+    if (reply == NULL) {
+        if (ending)
+            fail_one(table, msg_id, &no_memory);
         return FM_NO_MEMORY;
+    }
     *reply = (fm_reply){ .body = *body, .ending = ending };
 
     fm_mutex_lock(&table->lock);

@@ -7,7 +7,8 @@ not compiled again. ``pytest tests/native -k 'test_buf and asan'`` runs one.
 A program called ``test_*_fork.c`` runs in a third build, ``plain``: after a fork
 in mid-traffic AddressSanitizer may hold a lock of its own for ever, and
 ThreadSanitizer lets the child start no thread. So does one called
-``test_*_timing.c``, which bounds what something costs and says what it found.
+``test_*_timing.c``, which bounds what something costs and says what it found. One
+called ``test_*_memory.c`` is about what AddressSanitizer sees, and runs there alone.
 
 A program called ``test_broker_*.c`` finds the run's broker in FM_TEST_HOST,
 FM_TEST_PORT, FM_TEST_USER, FM_TEST_PASSWORD and FM_TEST_VHOST.
@@ -58,6 +59,7 @@ def programs() -> list[object]:
         for name in SANITIZERS
         for source in sorted(FOLDER.glob("test_*.c"))
         if (name == "plain") == source.stem.endswith(("_fork", "_timing"))
+        and not (name == "tsan" and source.stem.endswith("_memory"))
     ]
 
 

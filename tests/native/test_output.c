@@ -365,6 +365,37 @@ a_socket_is_left_before_it_is_freed(void)
     tear_down();
 }
 
+/* What could not be appended is the end of the connection, and of that alone.
+ */
+static void
+want_of_memory_is_told_to_the_io_thread(void)
+{
+    fm_error error = { .status = FM_OK };
+    bool want_room;
+
+    set_up();
+    CHECK(!fm_output_was_starved(&output));
+    fm_output_starve(&output);
+    CHECK(fm_output_was_starved(&output));
+    CHECK(!fm_output_was_starved(&output));
+    fm_mutex_lock(&output.lock);
+    fm_output_fail_locked(&output, "a test");
+    fm_mutex_unlock(&output.lock);
+    CHECK(is_signalled());
+    CHECK_INT(
+        fm_output_before_sleep(&output, &want_room, &error), FM_NO_MEMORY);
+    CHECK_TEXT(error.text, "out of memory for a test");
+    fm_output_after_sleep(&output, false);
+    CHECK(fm_output_try_quiet(&output));
+    fm_output_down(&output);
+    fm_mutex_lock(&output.lock);
+    fm_output_fail_locked(&output, "nobody");
+    fm_mutex_unlock(&output.lock);
+    fm_output_up(&output, wire.near, FM_FRAME_MAX_MOST, 2);
+    (void)go_to_sleep();
+    tear_down();
+}
+
 int
 main(void)
 {
@@ -373,6 +404,7 @@ main(void)
     RUN(what_the_kernel_refuses_waits_for_room);
     RUN(a_stuck_output_lets_the_io_thread_sleep);
     RUN(a_failed_write_is_told_to_the_io_thread);
+    RUN(want_of_memory_is_told_to_the_io_thread);
     RUN(a_connection_begins_without_the_bytes_of_the_last);
     RUN(frames_of_many_writers_stay_whole_and_in_order);
     RUN(a_socket_is_left_before_it_is_freed);
