@@ -37,6 +37,7 @@ ROWS = {
     13: ("broker away at start", "limits hold, nothing spins, all come up"),
     14: ("an hour of outage, 64 threads", "<= 20 lines, recovery one"),
     15: ("server killed with slow handlers", "what is lost is bounded"),
+    16: ("no memory, no descriptors", "clear errors, the process lives and recovers"),
     17: ("clock set by an hour", "no timeout moves"),
 }
 

@@ -115,7 +115,9 @@ fm_raise_status(fm_state *state, fm_status status)
 
     if (status == FM_NO_MEMORY)
         return PyErr_NoMemory();
-    (void)fm_error_set(&error, status, 0, "%s", fm_status_text(status));
+    (void)fm_error_set(&error, status, 0, "%s",
+        status == FM_SYSTEM ? "no thread or file descriptor (ulimit -u, -n)"
+                            : fm_status_text(status));
     return fm_raise(state, &error);
 }
 
