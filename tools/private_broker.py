@@ -874,6 +874,14 @@ class PrivateBroker:
             f" false, {_quote('test')}), ok"
         )
 
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Delete a binding, as whoever may configure the queue can."""
+        exchange, queue = self._r("exchange", exchange), self._r("queue", queue)
+        self.evaluate(
+            f"rabbit_binding:remove({{binding, rabbit_misc:r({exchange}), "
+            f"{_quote(routing_key)}, rabbit_misc:r({queue}), []}}, {_quote('test')})"
+        )
+
     def purge_queue(self, name: str) -> None:
         """Drop the messages of a queue that are not out for delivery."""
         self.evaluate(

@@ -20,11 +20,13 @@ enum {
  * takes its time to forget those of a node that died. */
 #define FIRST_LOOK_NS FM_NS_PER_S
 #define NEXT_LOOK_NS (9 * FM_NS_PER_S)
-enum { LOOKS = 2, ACCESS_REFUSED = 403, PRECONDITION_FAILED = 406 };
+enum { LOOKS = 2, ACCESS_REFUSED = 403, NOT_FOUND = 404, PRECONDITION_FAILED = 406 };
 /* From then on, those of replies, for the sake of health(); and others of which
  * one was gone: what the broker has left of it may expire by and by, and then
  * deletes the new one, which has its name. */
 #define WATCH_NS (45 * FM_NS_PER_S)
+/* Bindings, for somebody may have deleted their exchange; at most. */
+#define BIND_NS (60 * FM_NS_PER_S)
 
 /* --- life --- */
 
@@ -643,12 +645,26 @@ recover(fm_consumer *consumer, int64_t now)
     }
 }
 
+/* When to look once more, if all is well now. Those that come back to a broker
+ * together are not to bind together for ever. */
+static fm_deadline
+next_look_at(const fm_consumer *consumer, int64_t now)
+{
+    uint64_t dice = (uint64_t)now * UINT64_C(0x9e3779b97f4a7c15) >> 20;
+
+    if (consumer->is_watched || consumer->table != NULL)
+        return now + WATCH_NS;
+    if (fm_consumer_binds(consumer))
+        return now + BIND_NS - (int64_t)(dice % (uint64_t)(BIND_NS / 4));
+    return FM_NEVER;
+}
+
 static void
 begin_consuming(fm_consumer *consumer, int64_t now)
 {
     atomic_store(&consumer->verified_at, now);
     consumer->is_untold = false;
-    consumer->verify_at = consumer->table != NULL ? now + WATCH_NS : FM_NEVER;
+    consumer->verify_at = next_look_at(consumer, now);
     if (consumer->recovers) {
         consumer->verify_at = now + FIRST_LOOK_NS;
         consumer->looks = LOOKS - 1;
@@ -1099,17 +1115,23 @@ fm_consumer_may_lose(const fm_consumer *consumer, size_t index)
             && fm_topology_is_quorum(consumer->topology, queue));
 }
 
+bool
+fm_consumer_binds(const fm_consumer *consumer)
+{
+    return !consumer->is_unbound && fm_topology_binds(consumer->topology);
+}
+
 void
 fm_consumer_verified(fm_consumer *consumer, int64_t now)
 {
     atomic_store(&consumer->verified_at, now);
     consumer->is_untold = false;
-    consumer->verify_at = FM_NEVER;
+    fm_topology_settle(consumer->topology);
     if (consumer->looks > 0) {
         consumer->looks--;
         consumer->verify_at = now + NEXT_LOOK_NS;
-    } else if (consumer->is_watched || consumer->table != NULL) {
-        consumer->verify_at = now + WATCH_NS;
+    } else {
+        consumer->verify_at = next_look_at(consumer, now);
     }
 }
 
@@ -1145,4 +1167,25 @@ fm_consumer_not_verified(fm_consumer *consumer, const fm_close *why)
     consumer->verify_at =
         why->code == ACCESS_REFUSED ? FM_NEVER : fm_now() + WATCH_NS;
     atomic_store(&consumer->verified_at, 0);
+}
+
+void
+fm_consumer_not_bound(fm_consumer *consumer, const fm_close *why)
+{
+    char text[FM_ERROR_TEXT / 2];
+    int64_t now = fm_now();
+
+    if (fm_adopt(consumer->topology, why)) {
+        consumer->verify_at = now;
+        return;
+    }
+    consumer->verify_at = now + WATCH_NS;
+    /* 404: the queue's node is away, or somebody deletes it all just now. */
+    if (why->code == NOT_FOUND)
+        return;
+    fm_amqp_print_close(text, sizeof(text), why);
+    fm_event_post(FM_WARNING,
+        "the queue '%s' cannot be bound again, should it be necessary: %s",
+        consumer->queues[0], text);
+    consumer->is_unbound = true;
 }

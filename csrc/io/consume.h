@@ -109,6 +109,7 @@ typedef struct fm_consumer {
     bool is_watched;  /* a queue was missing: looked for from then on */
     bool leaves_host; /* the node has no replica of a stream of its */
     bool is_untold;   /* the broker refused to say whether they are there */
+    bool is_unbound;  /* or to bind them */
     int64_t verify_at; /* when to look whether its queues are there */
     unsigned looks;    /* to come after that one */
     int64_t retry_at;
@@ -195,10 +196,14 @@ fm_deadline fm_consumer_step(fm_consumer *consumer, int64_t now, bool up);
 fm_deadline fm_consumer_verify_at(const fm_consumer *consumer);
 /* Could the queue of this index be gone without a basic.cancel? */
 bool fm_consumer_may_lose(const fm_consumer *consumer, size_t index);
-/* What came of it: all are there; this one is gone; the broker will not say. */
+/* Are its queues bound, so that they are to be bound again? */
+bool fm_consumer_binds(const fm_consumer *consumer);
+/* What came of it: all are there; this one is gone; the broker will not say;
+ * it will not bind them. */
 void fm_consumer_verified(fm_consumer *consumer, int64_t now);
 void fm_consumer_lost(fm_consumer *consumer, size_t index);
 void fm_consumer_not_verified(fm_consumer *consumer, const fm_close *why);
+void fm_consumer_not_bound(fm_consumer *consumer, const fm_close *why);
 
 /* The bus is closed: end in FM_CONSUMER_CLOSED. */
 void fm_consumer_abandon(fm_consumer *consumer);

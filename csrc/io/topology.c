@@ -361,8 +361,8 @@ write_queue(const struct fm_declaration *item, fm_script *script)
     return fm_script_add_queue(script, &queue, item->is_adopted);
 }
 
-fm_status
-fm_topology_write(const fm_topology *topology, fm_script *script)
+static fm_status
+write_items(const fm_topology *topology, bool with_queues, fm_script *script)
 {
     fm_status status = FM_OK;
 
@@ -375,7 +375,8 @@ fm_topology_write(const fm_topology *topology, fm_script *script)
                 script, &item->as.exchange, item->is_adopted);
             break;
         case DECLARE_QUEUE:
-            status = write_queue(item, script);
+            if (with_queues)
+                status = write_queue(item, script);
             break;
         case DECLARE_BINDING:
             if (item->is_adopted)
@@ -386,4 +387,26 @@ fm_topology_write(const fm_topology *topology, fm_script *script)
         }
     }
     return status;
+}
+
+fm_status
+fm_topology_write(const fm_topology *topology, fm_script *script)
+{
+    return write_items(topology, true, script);
+}
+
+fm_status
+fm_topology_write_bindings(const fm_topology *topology, fm_script *script)
+{
+    return write_items(topology, false, script);
+}
+
+bool
+fm_topology_binds(const fm_topology *topology)
+{
+    for (size_t i = 0; i < topology->count; i++)
+        if (topology->items[i].kind == DECLARE_BINDING
+            && !topology->items[i].is_adopted)
+            return true;
+    return false;
 }

@@ -75,4 +75,11 @@ FM_MUST_CHECK bool fm_topology_trust_bindings(
 FM_MUST_CHECK fm_status fm_topology_write(
     const fm_topology *topology, fm_script *script);
 
+/* The same of its exchanges and bindings: a queue that is gone stays so. */
+FM_MUST_CHECK fm_status fm_topology_write_bindings(
+    const fm_topology *topology, fm_script *script);
+
+/* Does it bind a queue, as far as that is not left to others? */
+bool fm_topology_binds(const fm_topology *topology);
+
 #endif

@@ -36,7 +36,8 @@ fm_verifier_down(fm_verifier *verifier)
 
 /* --- what is due --- */
 
-/* Go on to a queue that is to be looked for; false: nothing is due now. */
+/* Go on to a queue that is to be looked for, or to bindings; false: nothing is
+ * due now. */
 static bool
 find_next(
     fm_verifier *verifier, fm_consumer *members, int64_t now, fm_deadline *next)
@@ -64,9 +65,22 @@ find_next(
         for (; verifier->index < consumer->queue_count; verifier->index++)
             if (fm_consumer_may_lose(consumer, verifier->index))
                 return true;
+        if (verifier->index == consumer->queue_count
+            && fm_consumer_binds(consumer))
+            return true;
         fm_consumer_verified(consumer, now);
         consumer = NULL;
     }
+}
+
+static fm_status
+write_look(const fm_verifier *verifier, fm_script *script)
+{
+    const fm_consumer *consumer = verifier->checked;
+
+    if (verifier->index == consumer->queue_count)
+        return fm_topology_write_bindings(consumer->topology, script);
+    return fm_script_add_queue_look(script, consumer->queues[verifier->index]);
 }
 
 fm_deadline
@@ -87,8 +101,7 @@ fm_verifier_step(
         if (channel->state == FM_CHANNEL_CLOSED)
             status = fm_script_add_open(&script);
         if (status == FM_OK)
-            status = fm_script_add_queue_look(
-                &script, verifier->checked->queues[verifier->index]);
+            status = write_look(verifier, &script);
     } else if (channel->state == FM_CHANNEL_READY) {
         status = fm_script_add_close(&script);
     }
@@ -121,7 +134,9 @@ verifier_closed(fm_channel *channel, const fm_close *why)
     fm_waker_signal(channel->output->waker);
     if (consumer == NULL)
         return;
-    if (why->code == NOT_FOUND)
+    if (verifier->index == consumer->queue_count)
+        fm_consumer_not_bound(consumer, why);
+    else if (why->code == NOT_FOUND)
         fm_consumer_lost(consumer, verifier->index);
     else
         fm_consumer_not_verified(consumer, why);

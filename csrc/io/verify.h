@@ -1,4 +1,4 @@
-/* Are the queues that we consume from still there?
+/* Are the queues that we consume from still there, and bound?
  *
  * The broker says when it ends a consumer (basic.cancel), with an exception:
  * when a node dies, RabbitMQ lists the queues that went with it and then
@@ -7,6 +7,12 @@
  * consumer, to which nothing is routed any more. So after a consumer came back
  * its queues are looked for, twice (consume.c), and those of replies again and
  * again. What is gone is declared and consumed again.
+ *
+ * Nor does it say that an exchange was deleted, with the bindings to it: who
+ * publishes is told, and declares it again, but not the bindings of others.
+ * There is no way to ask for a binding. So with each look, and once a minute,
+ * exchanges are declared and queues bound once more, which changes nothing
+ * where all is well.
  *
  * The I/O thread does it, on a channel of its own: a queue that is not there
  * closes the channel, which is nobody else's. It is open while there is
@@ -26,7 +32,8 @@
 typedef struct fm_verifier {
     fm_channel channel;
     fm_consumer *checked; /* borrowed: a member; NULL: none */
-    size_t index;         /* of its queue that is looked for */
+    size_t index; /* of its queue that is looked for; after the last one: its
+                   * bindings are renewed */
 } fm_verifier;
 
 void fm_verifier_init(

@@ -5,10 +5,13 @@ confirmed nothing of it. What was in flight is sent again with its ids.
 """
 
 import json
+import time
 
+import pytest
 from fix_account import Account
 from fix_faults import QUICK, seen
 from fix_load import Accounting, Load, loads, sender
+from fix_objects import wait_until
 from fix_wire import payload_of
 
 FAULTS = 10
@@ -99,8 +102,9 @@ def doubled(proxy, topic):
 def test_a_deleted_fanout_exchange_costs_its_senders_and_others_nothing(
     fast, peers, proxy, broker, topic, account, dice, figure
 ):
-    """The servers' bindings went with it: they hear nothing until they connect
-    anew. That is said in docs/semantics.rst, and not what this is about."""
+    """The servers' bindings went with it: they hear nothing until they bind
+    anew, within a minute. That is said in docs/semantics.rst, and what the next
+    test is about."""
     quiet = Account(base=10**6)
     server = peers.server(fast, Accounting(account, "one"), topic=topic)
     peers.server(fast, Accounting(quiet, "quiet"), topic=f"{topic}-quiet")
@@ -128,6 +132,65 @@ def test_a_deleted_fanout_exchange_costs_its_senders_and_others_nothing(
     sender(again, "fanout", client)()
     again.balance(["anew"])
     figure(9, "exchange deleted", f"{account.count('raised')} raised ({sums})")
+
+
+#: Servers bind again so often.
+BINDS_S = 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_servers_that_lost_their_bindings_are_reached_again_within_a_minute(
+    fast, peers, broker, topic, account, figure
+):
+    """Two have lost the exchange, one of them by its namesake, and one only a
+    binding. Nobody starts or connects anew."""
+    lost = ["exchange", "remade", "binding"]
+    for name in lost:
+        peers.server(
+            fast,
+            Accounting(account, name),
+            topic=f"{topic}-{name}",
+            exchange=f"{topic}-{name}-control",
+        )
+    clients = {
+        name: peers.client(
+            fast,
+            topic=f"{topic}-{name}",
+            target={"exchange": f"{topic}-{name}-control"},
+        )
+        for name in lost
+    }
+    for client in clients.values():
+        sender(account, "call", client)()
+        sender(account, "fanout", client)()
+    account.wait("executed", 2 * len(lost))
+    bindings, connections = broker.bindings(), len(broker.connections())
+
+    for name in lost[:2]:
+        broker.delete_exchange(f"{topic}-{name}_fanout")
+        broker.delete_exchange(f"{topic}-{name}-control")
+    broker.unbind(f"{topic}-binding", f"{topic}-binding-control", f"{topic}-binding")
+    # Its senders declare it again, and reach nobody.
+    early = Account(base=10**6)
+    sender(early, "fanout", clients["remade"])()
+    sender(early, "call", clients["remade"], timeout=1)()
+    start = time.monotonic()
+    wait_until(
+        lambda: sorted(map(str, broker.bindings())) == sorted(map(str, bindings)),
+        BINDS_S + 10,
+        "the same bindings",
+    )
+    seconds = time.monotonic() - start
+    for client in clients.values():
+        sender(account, "call", client, timeout=5)()
+        sender(account, "fanout", client)()
+
+    account.balance()
+    assert early.count("executed") == 0, "it was reached: the test tests nothing"
+    assert len(broker.connections()) == connections
+    figure(9, "exchanges and a binding lost", f"bound again after {seconds:.0f} s")
+    assert seconds < BINDS_S + 5
 
 
 def test_a_fanout_survives_many_closes_in_a_few_milliseconds(

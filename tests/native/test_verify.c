@@ -642,6 +642,156 @@ queues_of_listeners_are_not_looked_for_now_and_then(void)
     tear_down();
 }
 
+/* --- bindings --- */
+
+static fm_consumer *
+join_bound(uint16_t id, bool durable)
+{
+    fm_exchange exchange = { .name = "e", .type = "fanout" };
+    fm_topology *topology;
+
+    CHECK_INT(fm_topology_new(&topology), FM_OK);
+    CHECK_INT(fm_topology_add_exchange(topology, &exchange), FM_OK);
+    for (size_t i = 0; i < 2; i++) {
+        fm_queue queue = { .name = one_and_two[i], .durable = durable };
+
+        CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+        CHECK_INT(
+            fm_topology_add_binding(topology, one_and_two[i], "e", "k"), FM_OK);
+    }
+    return join(id, one_and_two, 2, topology, false);
+}
+
+/* What is sent to have all bound, queues left as they are. */
+static void
+expect_bindings(void)
+{
+    expect_method(OWN_ID, FM_METHOD_EXCHANGE_DECLARE);
+    expect_method(OWN_ID, FM_METHOD_QUEUE_BIND);
+    expect_method(OWN_ID, FM_METHOD_QUEUE_BIND);
+    CHECK(line_is_silent(&wire));
+}
+
+static void
+queues_are_bound_again_within_each_minute(void)
+{
+    fm_consumer *consumer;
+    int64_t now, next;
+
+    set_up();
+    consumer = join_bound(FIRST_ID, true);
+    consume(consumer, fm_now());
+    for (int i = 0; i < 3; i++) {
+        now = atomic_load(&consumer->verified_at);
+        next = consumer->verify_at;
+        CHECK(next > now + 45 * S && next <= now + 60 * S);
+        (void)step_at(next - 1);
+        CHECK(line_is_silent(&wire));
+        (void)step_at(next);
+        expect_method(OWN_ID, FM_METHOD_CHANNEL_OPEN);
+        expect_bindings();
+        answer(&verifier.channel);
+        (void)step_at(next);
+        expect_method(OWN_ID, FM_METHOD_CHANNEL_CLOSE);
+        answer(&verifier.channel);
+        CHECK_INT(atomic_load(&consumer->verified_at), next);
+    }
+    tear_down();
+}
+
+static void
+queues_that_are_there_are_bound_with_each_look(void)
+{
+    fm_consumer *consumer;
+    int64_t now;
+
+    set_up();
+    consumer = join_bound(FIRST_ID, false);
+    come_back(consumer);
+    now = consumer->verify_at;
+    (void)step_at(now);
+    expect_method(OWN_ID, FM_METHOD_CHANNEL_OPEN);
+    expect_look("one");
+    answer(&verifier.channel);
+    (void)step_at(now);
+    expect_look("two");
+    answer(&verifier.channel);
+    (void)step_at(now);
+    expect_bindings();
+    answer(&verifier.channel);
+    (void)step_at(now);
+    CHECK_INT(consumer->verify_at, now + 9 * S);
+    tear_down();
+}
+
+/* The node of a durable queue is away, say: it comes back bound. */
+static void
+a_queue_that_cannot_be_bound_now_is_bound_later(void)
+{
+    fm_consumer *consumer;
+    int64_t now;
+
+    set_up();
+    consumer = join_bound(FIRST_ID, true);
+    consume(consumer, fm_now());
+    (void)step_at(consumer->verify_at);
+    expect_method(OWN_ID, FM_METHOD_CHANNEL_OPEN);
+    expect_bindings();
+    refuse(404, "NOT_FOUND - no queue 'one' in vhost '/'");
+    CHECK_INT(consumer->state, FM_CONSUMER_CONSUMING);
+    now = fm_now();
+    CHECK(consumer->verify_at > now + 40 * S);
+    CHECK(consumer->verify_at <= now + 45 * S);
+    (void)step_at(consumer->verify_at);
+    expect_method(OWN_ID, FM_METHOD_CHANNEL_CLOSE_OK);
+    expect_method(OWN_ID, FM_METHOD_CHANNEL_OPEN);
+    expect_bindings();
+    CHECK_INT(count_events("cannot be bound"), 0);
+    tear_down();
+}
+
+static void
+another_exchange_of_that_name_is_used_as_it_is(void)
+{
+    fm_consumer *consumer;
+
+    set_up();
+    consumer = join_bound(FIRST_ID, true);
+    consume(consumer, fm_now());
+    (void)step_at(consumer->verify_at);
+    skip_frames();
+    refuse(406,
+        "PRECONDITION_FAILED - inequivalent arg 'durable' for exchange 'e' in "
+        "vhost '/': received 'false' but current is 'true'");
+    CHECK(consumer->verify_at <= fm_now());
+    (void)step_at(consumer->verify_at);
+    expect_method(OWN_ID, FM_METHOD_CHANNEL_CLOSE_OK);
+    expect_method(OWN_ID, FM_METHOD_CHANNEL_OPEN);
+    expect_bindings();
+    answer(&verifier.channel);
+    (void)step_at(consumer->verify_at);
+    CHECK(consumer->verify_at > fm_now() + 40 * S);
+    tear_down();
+}
+
+static void
+who_may_not_bind_is_not_asked_to_again(void)
+{
+    fm_consumer *consumer;
+
+    set_up();
+    consumer = join_bound(FIRST_ID, true);
+    consume(consumer, fm_now());
+    (void)step_at(consumer->verify_at);
+    skip_frames();
+    refuse(540, "NOT_IMPLEMENTED");
+    CHECK_INT(count_events("cannot be bound again"), 1);
+    (void)step_at(consumer->verify_at);
+    CHECK_INT(consumer->verify_at, FM_NEVER);
+    CHECK_INT(consumer->state, FM_CONSUMER_CONSUMING);
+    tear_down();
+}
+
 int
 main(void)
 {
@@ -660,5 +810,10 @@ main(void)
     RUN(a_queue_of_replies_is_looked_for_again_and_again);
     RUN(a_reply_shows_that_its_queue_is_there);
     RUN(queues_of_listeners_are_not_looked_for_now_and_then);
+    RUN(queues_are_bound_again_within_each_minute);
+    RUN(queues_that_are_there_are_bound_with_each_look);
+    RUN(a_queue_that_cannot_be_bound_now_is_bound_later);
+    RUN(another_exchange_of_that_name_is_used_as_it_is);
+    RUN(who_may_not_bind_is_not_asked_to_again);
     return 0;
 }
