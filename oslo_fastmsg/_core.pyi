@@ -11,13 +11,19 @@ _Declaration = (
     | tuple[str, str, str, str]
 )
 
-# A dict is put into an envelope; bytes are sent as they are; a pair of a body
-# and its compression's MIME type, too, with the header that names it.
-_Body = dict[str, Any] | bytes | tuple[bytes, str]
+# A dict is put into an envelope, which is JSON; bytes are sent as they are, as JSON.
+# A tuple has one of them, the MIME type of its compression or "", for the header that
+# names it, and what is to be said about envelopes.
+_Body = dict[str, Any] | bytes | tuple[dict[str, Any] | bytes, str, int]
 
 RPC: int
 NOTIFY: int
 FANOUT: int
+# What may be said of a message about envelopes, as bits.
+JSON: int
+MSGPACK: int  # it is in the binary one
+READS_MSGPACK: int  # it has the header that names that one
+MSGPACK_CONTENT_TYPE: str
 
 class Error(Exception):
     code: int
@@ -141,6 +147,7 @@ class Bus:
         retry: int,
     ) -> Publication: ...
     def send_acks(self) -> None: ...
+    def notice_json(self, queue: str, /) -> None: ...
     def flush(self, timeout: float) -> bool: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
@@ -216,6 +223,7 @@ class Delivery:
     routing_key: str
     exchange: str
     redelivered: bool
+    reads_msgpack: bool  # the sender, as its message says
     def accept(self, unique_id: str | None, /) -> bool: ...
     def ack(self) -> None: ...
     def begin(self) -> bool: ...

@@ -39,34 +39,64 @@ _MAX_SHOWN = 60
 
 
 Payload = dict[str, Any]
-Body = Payload | bytes | tuple[bytes, str]
+Body = Payload | bytes | tuple[Payload | bytes, str, int]
+
+# What requests say about envelopes, by option.
+_OF_REQUESTS = {
+    "json": _core.JSON,
+    "auto": _core.READS_MSGPACK,
+    "msgpack": _core.MSGPACK,
+}
 
 
 class Packer:
-    """Makes what the core sends of a payload: compressed if an option says so."""
+    """Makes what the core sends of a payload: envelope and compression by option.
 
-    def __init__(self, compression: str | None, threshold: int) -> None:
-        """Take the two options.
+    All methods raise ValueError and TypeError for what has no JSON form.
+    """
+
+    def __init__(
+        self, compression: str | None, threshold: int, envelope: str = "json"
+    ) -> None:
+        """Take the three options.
 
         :param compression: a name that :func:`check_compression` takes; None
             or empty for none.
         :param threshold: bytes; a body below it stays as it is.
+        :param envelope: ``json``, ``auto`` or ``msgpack``.
         """
         self._compression = compression and _known_by_kombu(compression)
         self._threshold = threshold
+        self._of_requests = _OF_REQUESTS[envelope]
 
-    def pack(self, payload: Payload | bytes) -> Body:
-        """Compress, or leave it to the core to write the body.
+    def pack(self, payload: Payload) -> Body:
+        """Pack a request: a call, cast or fanout."""
+        return self._pack(payload, self._of_requests)
 
-        :param payload: of a message, or a body that is written already.
-        :raises ValueError, TypeError: it cannot be written as JSON.
+    def pack_notification(self, payload: Payload | bytes) -> Body:
+        """Pack a notification; one of version 1 is a body already, and JSON."""
+        if isinstance(payload, bytes):
+            return self._pack(payload, _core.JSON)
+        return self._pack(payload, self._of_requests & _core.MSGPACK)
+
+    def pack_reply(self, payload: Payload, reads_msgpack: bool) -> Body:
+        """Pack a reply.
+
+        :param reads_msgpack: what its request has said of the caller.
         """
+        return self._pack(payload, _core.MSGPACK if reads_msgpack else _core.JSON)
+
+    def _pack(self, payload: Payload | bytes, envelope: int) -> Body:
+        """Leave it to the core to write the body, unless it may be compressed."""
         if not self._compression:
-            return payload
-        body = payload if isinstance(payload, bytes) else _core.encode(payload)
+            return (payload, "", envelope) if envelope else payload
+        body = payload
+        if not isinstance(body, bytes):
+            write = _core.pack if envelope & _core.MSGPACK else _core.encode
+            body = write(body)
         if len(body) < self._threshold:
-            return body
-        return _compress(body, self._compression)
+            return (body, "", envelope) if envelope else body
+        return *_compress(body, self._compression), envelope
 
 
 def check_compression(name: str) -> None:
@@ -120,7 +150,10 @@ def read(
     :returns: the payload, with the underscore keys in it.
     :raises Rejected: the message is to be rejected without requeueing.
     """
-    text = _decoded(_decompressed(body, headers), content_encoding)
+    plain = _decompressed(body, headers)
+    if content_type == _core.MSGPACK_CONTENT_TYPE:
+        return _unpacked(plain)
+    text = _decoded(plain, content_encoding)
     if not text:
         return {}
     if content_type != _CONTENT_TYPE:
@@ -170,6 +203,19 @@ def dumps_v1(message: dict[str, Any]) -> bytes:
     """
     text: str = _dumps(message)
     return text.encode()
+
+
+def _unpacked(body: bytes) -> dict[str, Any]:
+    """Read the binary envelope, of which nothing else than ours is known."""
+    if not body:
+        return {}
+    try:
+        payload = _core.unpack(body)
+    except _core.BadMessage:
+        raise Rejected("the body is not MessagePack") from None
+    if not isinstance(payload, dict):
+        raise Rejected(f"a {_name(payload)} is no payload")
+    return payload
 
 
 def _decompressed(body: bytes, headers: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,13 @@ from oslo_serialization import jsonutils
 from oslo_fastmsg import _compat, _core, _envelope, _errors, _waiting
 from oslo_fastmsg._options import Settings
 
-__all__ = ["NotificationIncoming", "Replier", "RpcIncoming", "unpack"]
+__all__ = [
+    "NotificationIncoming",
+    "Replier",
+    "RpcIncoming",
+    "make_noticing",
+    "unpack",
+]
 
 LOG = logging.getLogger(__name__)
 
@@ -67,9 +73,10 @@ class Replier:
         """See to it that what was handed over is acknowledged before it runs."""
         self._bus.send_acks()
 
-    def reply(self, queue: str, payload: dict[str, Any]) -> None:
+    def reply(self, queue: str, payload: dict[str, Any], reads_msgpack: bool) -> None:
         """Hand a reply over; the core sees to its confirm, or tries again.
 
+        :param reads_msgpack: the caller does.
         :raises ValueError, TypeError: the result cannot be written as JSON;
             nothing is sent.
         :raises Error: the core cannot take it any more.
@@ -77,13 +84,15 @@ class Replier:
         _waiting.reply(
             self._bus,
             queue,
-            self._packer.pack(payload),
+            self._packer.pack_reply(payload, reads_msgpack),
             mandatory=self._is_mandatory,
             patience=self._patience_s,
             timeout=self._send_timeout_s,
         )
 
-    def heartbeat(self, queue: str, payload: dict[str, Any]) -> None:
+    def heartbeat(
+        self, queue: str, payload: dict[str, Any], reads_msgpack: bool
+    ) -> None:
         """Send a sign of life, once, and wait for its confirm.
 
         :raises MessageDeliveryFailure: it did not reach the caller's queue.
@@ -94,7 +103,7 @@ class Replier:
                 None,
                 "",
                 queue,
-                self._packer.pack(payload),
+                self._packer.pack_reply(payload, reads_msgpack),
                 lane=_core.RPC,
                 mandatory=self._is_mandatory,
                 timeout=self._send_timeout_s,
@@ -111,9 +120,12 @@ class Replier:
 class RpcIncoming(_compat.IncomingMessage):
     """A request; it is acknowledged before it runs."""
 
-    def __init__(self, replier: Replier, payload: dict[str, Any]) -> None:
+    def __init__(
+        self, replier: Replier, delivery: _core.Delivery, payload: dict[str, Any]
+    ) -> None:
         """Take over a payload.
 
+        :param delivery: tells what the caller reads.
         :param payload: decoded for this delivery, without ``_unique_id``;
             what oslo.messaging is not to see is removed from it.
         """
@@ -122,6 +134,7 @@ class RpcIncoming(_compat.IncomingMessage):
         self.reply_q = reply_q
         self._request_id = request_id
         self._replier = replier
+        self._reads_msgpack = delivery.reads_msgpack
         self.on_begin: Callable[[], None] | None = None
         self._delivery: _core.Delivery | None = None
 
@@ -130,7 +143,7 @@ class RpcIncoming(_compat.IncomingMessage):
         cls, replier: Replier, delivery: _core.Delivery, payload: dict[str, Any]
     ) -> "RpcIncoming":
         """Make one that is the broker's until a worker begins it."""
-        incoming = cls(replier, payload)
+        incoming = cls(replier, delivery, payload)
         incoming._delivery = delivery
         return incoming
 
@@ -195,10 +208,12 @@ class RpcIncoming(_compat.IncomingMessage):
         :raises MessageDeliveryFailure: he was not reached.
         """
         if self._request_id and self._has_reply_queue():
-            self._replier.heartbeat(self.reply_q, self._payload(None, None, False))
+            payload = self._payload(None, None, False)
+            self._replier.heartbeat(self.reply_q, payload, self._reads_msgpack)
 
     def _send(self, result: Any, failure: str | None, ending: bool) -> None:
-        self._replier.reply(self.reply_q, self._payload(result, failure, ending))
+        payload = self._payload(result, failure, ending)
+        self._replier.reply(self.reply_q, payload, self._reads_msgpack)
 
     def _payload(
         self, result: Any, failure: str | None, ending: bool
@@ -226,6 +241,24 @@ class RpcIncoming(_compat.IncomingMessage):
             self._request_id,
         )
         return False
+
+
+def make_noticing(
+    bus: _core.Bus,
+    make: Callable[[_core.Delivery, dict[str, Any]], RpcIncoming],
+    delivery: _core.Delivery,
+    payload: dict[str, Any],
+) -> RpcIncoming:
+    """Make a request's incoming message, and tell if its sender reads JSON alone.
+
+    For a process that sends no JSON, which such a peer could not understand.
+    """
+    if not delivery.reads_msgpack:
+        queue = payload.get("_reply_q")
+        if not isinstance(queue, str) or not queue:
+            queue = delivery.queue  # of a cast, for want of one of the sender's
+        bus.notice_json(queue.encode(errors="replace").decode())
+    return make(delivery, payload)
 
 
 class NotificationIncoming(_compat.IncomingMessage):

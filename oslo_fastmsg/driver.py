@@ -104,7 +104,9 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         self._vhost = _url.virtual_host(url)
         self._brokers = _url.shown(self._hosts)
         self._packer = _envelope.Packer(
-            self._settings.kombu_compression, self._settings.compression_threshold
+            self._settings.kombu_compression,
+            self._settings.compression_threshold,
+            self._settings.envelope,
         )
         self._is_cleaned_up = False
         self.forget()
@@ -263,9 +265,11 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
             replier = _incoming.Replier(
                 share.core, self._settings, self._packer, self._brokers
             )
-            if intake:
-                return functools.partial(_incoming.RpcIncoming.begun_by_worker, replier)
-            return lambda _, payload: _incoming.RpcIncoming(replier, payload)
+            kind = _incoming.RpcIncoming
+            make = functools.partial(kind.begun_by_worker if intake else kind, replier)
+            if self._settings.envelope == "msgpack":
+                return functools.partial(_incoming.make_noticing, share.core, make)
+            return make
 
         intake = self._settings.rpc_intake
         return self._listen(
@@ -415,13 +419,16 @@ class FastmsgDriver(_compat.BaseDriver):  # type: ignore[misc]
         mandatory: bool,
         retry: int,
     ) -> None:
+        pack: Callable[[Any], _envelope.Body] = self._packer.pack
+        if lane == _core.NOTIFY:
+            pack = self._packer.pack_notification
         try:
             _waiting.publish(
                 self._use_bus(attempt),
                 topology,
                 exchange,
                 routing_key,
-                self._packer.pack(payload),
+                pack(payload),
                 lane=lane,
                 mandatory=mandatory,
                 timeout=self._settings.send_timeout,

@@ -43,6 +43,7 @@ class Delivery:
         self.queue = self.routing_key = queue
         self.exchange = "openstack"
         self.redelivered = False
+        self.reads_msgpack = False
         self.is_new = True
         self.fault = None
         self.settled = []

@@ -1,7 +1,7 @@
 """A peer without oslo.messaging: raw messages in and out of the broker.
 
-On py-amqp, which the stock driver brings along. Nothing here knows the
-envelope but :func:`payload_of`, which the tests read with.
+On py-amqp, which the stock driver brings along. Nothing here knows envelopes
+but :func:`payload_of`, which the tests read with, and :func:`packed`.
 """
 
 import collections
@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import amqp
+import msgpack
 import pytest
 
 __all__ = [
+    "MSGPACK",
+    "READS_MSGPACK",
     "Captured",
     "Impostor",
     "Spy",
     "Tap",
     "envelope",
     "normalised",
+    "packed",
     "payload_of",
     "request",
     "spy",
@@ -193,8 +197,24 @@ def envelope(payload: Any, version: Any = "2.0") -> bytes:
     ).encode()
 
 
+#: Properties of a body in the binary envelope, and of a JSON request of a peer
+#: that reads it.
+MSGPACK = {
+    "content_type": "application/x-fastmsg-msgpack",
+    "content_encoding": "binary",
+}
+READS_MSGPACK = {"application_headers": {"x-fastmsg-reads": "msgpack"}}
+
+
+def packed(payload: Any) -> bytes:
+    """Write the binary envelope with another implementation."""
+    return bytes(msgpack.packb(payload))
+
+
 def payload_of(body: bytes) -> Any:
-    """Read an envelope."""
+    """Read an envelope; the first byte of a binary one is no text."""
+    if body[0] >= 0x80:
+        return msgpack.unpackb(body, ext_hook=lambda _, digits: int(digits))
     outer = json.loads(body)
     assert outer["oslo.version"] == "2.0"
     return json.loads(outer["oslo.message"])

@@ -1,5 +1,7 @@
 #include "io/bus.h"
 
+#include "base/event.h"
+#include "io/field.h"
 #include "io/loop.h"
 
 #include <stdlib.h>
@@ -186,6 +188,7 @@ bus_new(const char *key, fm_conn_config *config, fm_bus **out)
     bus->users = 1;
     atomic_init(&bus->attached, false);
     atomic_init(&bus->gone, false);
+    atomic_init(&bus->told_of_json, false);
     fm_wake_init(&bus->wake);
     fm_mutex_init(&bus->lock);
     fm_reply_table_init(&bus->replies);
@@ -544,6 +547,22 @@ dismiss_closed(fm_bus *bus)
         fm_reply_fail_all(&bus->replies, consumer->gate, &transport_closed);
         fm_consumer_unref(consumer);
     }
+}
+
+void
+fm_bus_notice_json(fm_bus *bus, const char *queue)
+{
+    char shown[256]; /* a peer's words */
+
+    if (atomic_exchange(&bus->told_of_json, true))
+        return;
+    fm_field_print(shown, sizeof(shown),
+        (fm_slice){ (const uint8_t *)queue, strlen(queue) });
+    fm_event_post(FM_WARNING,
+        "envelope is msgpack, but the peer with queue '%s' speaks JSON alone, "
+        "as the stock driver does: it cannot read what is sent from here. Set "
+        "envelope to auto until every peer reads both",
+        shown);
 }
 
 /* --- looking (any thread) --- */

@@ -38,7 +38,8 @@ typedef struct fm_bus {
     unsigned generation; /* fm_fork_generation() it was made in. IMMUTABLE */
     unsigned users FM_GUARDED_BY(registry); /* transports that opened it */
     struct fm_bus *next_open FM_GUARDED_BY(registry);
-    atomic_bool attached; /* to the I/O thread; set with `lock` held */
+    atomic_bool attached;     /* to the I/O thread; set with `lock` held */
+    atomic_bool told_of_json; /* by fm_bus_notice_json() */
 
     fm_conn publishing;
     fm_conn consuming;
@@ -103,6 +104,10 @@ void fm_bus_linger(fm_bus *bus, fm_message *call, fm_deadline deadline);
 
 /* Have a consumer served. Its channel number is assigned later. */
 FM_MUST_CHECK fm_status fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer);
+
+/* A peer was seen here that speaks JSON alone, to a process that does not:
+ * say so, once. `queue` is one of that peer's. */
+void fm_bus_notice_json(fm_bus *bus, const char *queue);
 
 /* Every open bus of the process, the oldest first, each with a reference for
  * the caller, who frees the array, too; NULL if there is none. */

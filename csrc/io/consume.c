@@ -3,7 +3,7 @@
 #include "base/event.h"
 #include "io/adopt.h"
 #include "io/loop.h"
-#include "wire/envelope.h"
+#include "wire/msgpack.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -338,11 +338,10 @@ fm_status
 fm_consumer_deliver_reply(fm_consumer *consumer, fm_buf *body)
 {
     fm_reply_head head;
-    fm_status status = fm_envelope_read_reply(fm_buf_slice(body), &head);
+    fm_status status = fm_msgpack_read_reply(fm_buf_slice(body), &head);
 
     if (status == FM_OK)
-        status =
-            fm_reply_deliver(consumer->table, head.msg_id, head.ending, body);
+        status = fm_reply_deliver(consumer->table, &head, true, body);
     /* Its caller may be the one who polls. */
     fm_mutex_lock(&consumer->lock);
     if (consumer->served && consumer->state != FM_CONSUMER_CLOSED)
@@ -890,11 +889,26 @@ take_odd_reply(fm_consumer *consumer, fm_delivery *delivery)
         consumer->queues[0], ODD_REPLIES);
 }
 
+/* Who is to have it, if the core can read it. */
+static fm_status
+read_reply(const fm_delivery *delivery, bool is_msgpack, fm_reply_head *head)
+{
+    fm_slice body = fm_buf_slice(&delivery->body);
+    fm_slice compression;
+
+    if (fm_frame_find_header(
+            delivery->content.headers, "compression", &compression)
+        == FM_OK)
+        return FM_BAD_MESSAGE;
+    return is_msgpack ? fm_msgpack_read_reply(body, head)
+                      : fm_envelope_read_reply(body, head);
+}
+
 static void
 take_reply(fm_consumer *consumer, fm_delivery *delivery)
 {
+    bool is_msgpack = fm_content_is_msgpack(&delivery->content);
     fm_reply_head head;
-    fm_slice compression;
 
     /* Late ones are counted there, and acked like the others. */
     consumer->unacked_tag = delivery->deliver.delivery_tag;
@@ -905,15 +919,11 @@ take_reply(fm_consumer *consumer, fm_delivery *delivery)
             atomic_store(&consumer->verified_at, now);
         consumer->ack_due = now + ACK_DELAY_NS;
     }
-    if (fm_frame_find_header(
-            delivery->content.headers, "compression", &compression)
-            == FM_OK
-        || fm_envelope_read_reply(fm_buf_slice(&delivery->body), &head)
-            != FM_OK) {
+    if (read_reply(delivery, is_msgpack, &head) != FM_OK) {
         take_odd_reply(consumer, delivery);
     } else {
         (void)!fm_reply_deliver(
-            consumer->table, head.msg_id, head.ending, &delivery->body);
+            consumer->table, &head, is_msgpack, &delivery->body);
         fm_delivery_free(delivery);
     }
     if (consumer->unacked >= ACK_REPLIES) {

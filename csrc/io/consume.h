@@ -165,8 +165,9 @@ void fm_consumer_reject(
 void fm_consumer_refuse(
     fm_consumer *consumer, const fm_delivery *delivery, bool requeue);
 
-/* Give a reply that was read elsewhere to its caller: an enveloped one, of
- * which FM_OK takes the body. FM_NOT_FOUND: late; FM_BAD_MESSAGE: no reply. */
+/* Give a reply that was read elsewhere to its caller: in the binary envelope,
+ * of which FM_OK takes the body. FM_NOT_FOUND: late; FM_BAD_MESSAGE: no reply.
+ */
 FM_MUST_CHECK fm_status fm_consumer_deliver_reply(
     fm_consumer *consumer, fm_buf *body);
 

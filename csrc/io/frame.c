@@ -2,6 +2,7 @@
 
 #include "io/amqp.h"
 #include "io/field.h"
+#include "wire/msgpack.h"
 
 #include <assert.h>
 
@@ -28,6 +29,10 @@ enum {
 static const char content_type[] = "application/json";
 static const char content_encoding[] = "utf-8";
 static const char compression[] = "compression";
+static const char msgpack_type[] = FM_MSGPACK_CONTENT_TYPE;
+static const char msgpack_encoding[] = FM_MSGPACK_CONTENT_ENCODING;
+static const char reads[] = FM_MSGPACK_HEADER;
+static const char msgpack_name[] = FM_MSGPACK_NAME;
 
 /* --- splitting --- */
 
@@ -151,17 +156,28 @@ publish_len(const fm_publication *p)
 static inline size_t
 headers_len(const fm_publication *p)
 {
-    if (p->compression.len == 0)
-        return 0;
-    return (1 + sizeof(compression) - 1) + (1 + 4 + p->compression.len);
+    size_t len = 0;
+
+    if (p->compression.len > 0)
+        len += sizeof(compression) + (1 + 4 + p->compression.len);
+    if (p->reads_msgpack)
+        len += sizeof(reads) + (1 + 4 + sizeof(msgpack_name) - 1);
+    return len;
+}
+
+/* Both with a byte of length each, as the constants have one at the end. */
+static inline size_t
+types_len(const fm_publication *p)
+{
+    return p->is_msgpack ? sizeof(msgpack_type) + sizeof(msgpack_encoding)
+                         : sizeof(content_type) + sizeof(content_encoding);
 }
 
 static inline size_t
 header_len(const fm_publication *p)
 {
     /* class, weight, body size, flags; the properties */
-    size_t len = 2 + 2 + 8 + 2 + sizeof(content_type) + sizeof(content_encoding)
-        + (4 + headers_len(p)) + 1 + 1;
+    size_t len = 2 + 2 + 8 + 2 + types_len(p) + (4 + headers_len(p)) + 1 + 1;
 
     return p->expiration.len == 0 ? len : len + 1 + p->expiration.len;
 }
@@ -189,6 +205,28 @@ store_publish(uint8_t *at, uint16_t channel, const fm_publication *p)
 }
 
 static uint8_t *
+store_text_field(uint8_t *at, const char *name, size_t name_len,
+    const void *data, size_t len)
+{
+    at = store_short_text(at, name, name_len);
+    *at = FM_KIND_TEXT;
+    fm_store_u32(at + 1, (uint32_t)len);
+    return store_bytes(at + 5, data, len);
+}
+
+static uint8_t *
+store_types(uint8_t *at, bool is_msgpack)
+{
+    if (is_msgpack) {
+        at = store_short_text(at, msgpack_type, sizeof(msgpack_type) - 1);
+        return store_short_text(
+            at, msgpack_encoding, sizeof(msgpack_encoding) - 1);
+    }
+    at = store_short_text(at, content_type, sizeof(content_type) - 1);
+    return store_short_text(at, content_encoding, sizeof(content_encoding) - 1);
+}
+
+static uint8_t *
 store_header(uint8_t *at, uint16_t channel, const fm_publication *p)
 {
     uint16_t flags = HAS_CONTENT_TYPE | HAS_CONTENT_ENCODING | HAS_HEADERS
@@ -201,16 +239,16 @@ store_header(uint8_t *at, uint16_t channel, const fm_publication *p)
     fm_store_u16(at + 2, 0); /* weight */
     fm_store_u64(at + 4, p->body.len);
     fm_store_u16(at + 12, flags);
-    at = store_short_text(at + 14, content_type, sizeof(content_type) - 1);
-    at = store_short_text(at, content_encoding, sizeof(content_encoding) - 1);
+    at = store_types(at + 14, p->is_msgpack);
     fm_store_u32(at, (uint32_t)headers_len(p));
     at += 4;
     if (p->compression.len > 0) {
-        at = store_short_text(at, compression, sizeof(compression) - 1);
-        *at = FM_KIND_TEXT;
-        fm_store_u32(at + 1, (uint32_t)p->compression.len);
-        at = store_bytes(at + 5, p->compression.data, p->compression.len);
+        at = store_text_field(at, compression, sizeof(compression) - 1,
+            p->compression.data, p->compression.len);
     }
+    if (p->reads_msgpack)
+        at = store_text_field(at, reads, sizeof(reads) - 1, msgpack_name,
+            sizeof(msgpack_name) - 1);
     *at++ = 2; /* delivery mode: persistent, also to transient queues */
     *at++ = 0; /* priority */
     if (p->expiration.len > 0)
@@ -373,6 +411,25 @@ fm_frame_parse_header(const uint8_t *payload, size_t len, fm_content *out)
     /* Nobody here asks for what follows: message id, timestamp and so on. */
     *out = content;
     return FM_OK;
+}
+
+bool
+fm_content_is_msgpack(const fm_content *content)
+{
+    return content->content_type.len == sizeof(msgpack_type) - 1
+        && memcmp(content->content_type.data, msgpack_type,
+               sizeof(msgpack_type) - 1)
+        == 0;
+}
+
+bool
+fm_content_reads_msgpack(const fm_content *content)
+{
+    fm_slice names;
+
+    return fm_content_is_msgpack(content)
+        || (fm_frame_find_header(content->headers, reads, &names) == FM_OK
+            && fm_msgpack_is_named(names));
 }
 
 fm_status

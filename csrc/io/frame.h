@@ -61,7 +61,9 @@ typedef struct fm_publication {
     fm_slice routing_key;
     bool mandatory;
     fm_slice expiration;  /* decimal milliseconds; empty: does not expire */
-    fm_slice compression; /* the header of that name; empty: `headers` is {} */
+    fm_slice compression; /* the header of that name; empty: there is none */
+    bool is_msgpack;      /* the body is in the binary envelope */
+    bool reads_msgpack;   /* and so may be what answers it: a header, too */
     fm_slice body;
 } fm_publication;
 
@@ -71,8 +73,9 @@ size_t fm_frame_publish_size(uint32_t frame_max, const fm_publication *p);
 /* Append basic.publish, content header and the body's frames (none if it is
  * empty), each at most `frame_max` bytes. Properties are those of the stock
  * driver: content_type application/json, content_encoding utf-8, headers,
- * delivery_mode 2, priority 0, expiration if given. FM_TOO_LARGE if a string
- * is over 255 bytes; whatever fails leaves the buffer as it was. */
+ * delivery_mode 2, priority 0, expiration if given; of a body in the binary
+ * envelope, the first two are its own (wire/msgpack.h). FM_TOO_LARGE if a
+ * string is over 255 bytes; whatever fails leaves the buffer as it was. */
 FM_MUST_CHECK fm_status fm_frame_put_publish(
     fm_buf *out, uint16_t channel, uint32_t frame_max, const fm_publication *p);
 
@@ -114,6 +117,11 @@ typedef struct fm_content {
 
 FM_MUST_CHECK fm_status fm_frame_parse_header(
     const uint8_t *payload, size_t len, fm_content *out);
+
+/* Whether the content type is that of the binary envelope; and whether the
+ * sender reads that, which it says by using it or in a header. */
+FM_MUST_CHECK bool fm_content_is_msgpack(const fm_content *content);
+FM_MUST_CHECK bool fm_content_reads_msgpack(const fm_content *content);
 
 /* basic.ack or basic.nack from the broker. */
 typedef struct fm_confirm {

@@ -34,8 +34,9 @@ enum { FM_RETRY_FOREVER = -1 };
 /* One reply to a call, as received. */
 typedef struct fm_reply {
     struct fm_reply *next;
-    fm_buf body; /* owned */
-    bool ending; /* the last one of its call */
+    fm_buf body;     /* owned */
+    bool ending;     /* the last one of its call */
+    bool is_msgpack; /* what the body is written in; else JSON */
 } fm_reply;
 
 typedef enum fm_message_place {
@@ -66,6 +67,8 @@ typedef struct fm_message {
     struct fm_gate *gate;         /* shared; NULL: may go at once (publish.h) */
     fm_buf body;                  /* owned: the payload of the body frames */
     char compression[48];         /* what undoes it, as a MIME type; "" */
+    bool is_msgpack;              /* the body is in the binary envelope */
+    bool reads_msgpack;           /* a header says that replies may be, too */
     char msg_id[FM_MSG_ID_MAX + 1]; /* of a call, else "" */
 
     /* FM_GUARDED_BY(the publisher's output lock). */

@@ -109,6 +109,8 @@ send_one(fm_publisher *publisher, fm_publisher_lane *lane, fm_message *message)
             strlen(message->expiration) },
         .compression = { (const uint8_t *)message->compression,
             strlen(message->compression) },
+        .is_msgpack = message->is_msgpack,
+        .reads_msgpack = message->reads_msgpack,
         .body = fm_buf_slice(&message->body),
     };
     fm_status status = fm_lane_reserve(lane);

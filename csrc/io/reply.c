@@ -64,8 +64,8 @@ fail_one(fm_reply_table *table, const char *msg_id, const fm_error *error)
 }
 
 fm_status
-fm_reply_deliver(
-    fm_reply_table *table, const char *msg_id, bool ending, fm_buf *body)
+fm_reply_deliver(fm_reply_table *table, const fm_reply_head *head,
+    bool is_msgpack, fm_buf *body)
 {
     static const fm_error no_memory = { .status = FM_NO_MEMORY,
         .text = "a reply came, but there was no memory for it" };
@@ -74,14 +74,16 @@ fm_reply_deliver(
     fm_reply *reply = malloc(sizeof(*reply));
 
     if (reply == NULL) {
-        if (ending)
-            fail_one(table, msg_id, &no_memory);
+        if (head->ending)
+            fail_one(table, head->msg_id, &no_memory);
         return FM_NO_MEMORY;
     }
-    *reply = (fm_reply){ .body = *body, .ending = ending };
+    *reply = (fm_reply){
+        .body = *body, .ending = head->ending, .is_msgpack = is_msgpack
+    };
 
     fm_mutex_lock(&table->lock);
-    call = fm_idmap_get(&table->calls, msg_id);
+    call = fm_idmap_get(&table->calls, head->msg_id);
     if (call != NULL && fm_message_status(call) != FM_AGAIN)
         call = NULL; /* it has ended, and is about to be forgotten */
     if (call != NULL) {
@@ -100,7 +102,7 @@ fm_reply_deliver(
         return FM_NOT_FOUND;
     }
     fm_buf_init(body); /* the call's now */
-    if (ending) {
+    if (head->ending) {
         fm_histogram_add(&table->round_trips, fm_now() - asked);
         fm_message_finish(call, NULL);
     } else {

@@ -36,9 +36,9 @@ void fm_reply_forget(fm_reply_table *table, fm_message *call);
 
 /* I/O thread: give one reply to its caller and wake it. FM_OK takes *body
  * and leaves it empty; FM_NOT_FOUND, a late reply or one too many, leaves
- * it. */
-FM_MUST_CHECK fm_status fm_reply_deliver(
-    fm_reply_table *table, const char *msg_id, bool ending, fm_buf *body);
+ * it. `is_msgpack` says which envelope it is in. */
+FM_MUST_CHECK fm_status fm_reply_deliver(fm_reply_table *table,
+    const fm_reply_head *head, bool is_msgpack, fm_buf *body);
 
 /* The next reply to `call`; NULL: none yet. The caller frees it with
  * fm_reply_free(). */

@@ -348,27 +348,28 @@ new_message(fm_state *state, const request *from, fm_lane lane)
     return message;
 }
 
-/* A dict is enveloped, bytes are the body as they are, and a tuple is such a
- * body with the name of its compression. */
+/* A dict is enveloped, bytes are the body as they are, and a tuple is either
+ * of them with the name of its compression and what to do about envelopes. */
 static int
 fill_body(fm_state *state, fm_message *message, PyObject *payload)
 {
-    const char *data, *compression = "";
+    const char *compression = "";
+    int envelope = FM_ENVELOPE_JSON;
     Py_ssize_t len;
+    char *data;
 
+    if (PyTuple_Check(payload)
+        && !PyArg_ParseTuple(
+            payload, "Osi:payload", &payload, &compression, &envelope))
+        return -1;
+    message->is_msgpack = (envelope & FM_ENVELOPE_MSGPACK) != 0;
+    message->reads_msgpack = (envelope & FM_ENVELOPE_READS_MSGPACK) != 0;
     if (PyDict_Check(payload))
-        return fm_codec_encode(&state->codec, payload, &message->body);
-    if (PyTuple_Check(payload)) {
-        if (!PyArg_ParseTuple(
-                payload, "y#s:payload", &data, &len, &compression))
-            return -1;
-    } else {
-        char *bytes;
-
-        if (PyBytes_AsStringAndSize(payload, &bytes, &len) < 0)
-            return -1;
-        data = bytes;
-    }
+        return message->is_msgpack
+            ? fm_codec_pack(&state->codec, payload, &message->body)
+            : fm_codec_encode(&state->codec, payload, &message->body);
+    if (PyBytes_AsStringAndSize(payload, &data, &len) < 0)
+        return -1;
     if (strlen(compression) >= sizeof(message->compression)) {
         PyErr_SetString(PyExc_ValueError, "a compression's name is too long");
         return -1;
@@ -494,7 +495,11 @@ PyDoc_STRVAR(call_doc,
     "call($self, topology, exchange, routing_key, payload, *, msg_id,\n"
     "     replies, timeout, mandatory, retry)\n--\n\n"
     "Send a request and sleep until it is answered.\n\n"
-    ":param payload: dict; `msg_id` is its `_msg_id`.\n"
+    ":param payload: dict; `msg_id` is its `_msg_id`. Or a tuple: this, or a "
+    "body\n"
+    "    that is written already; the MIME type of its compression, or ''; "
+    "and\n"
+    "    of JSON, MSGPACK and READS_MSGPACK those that hold.\n"
     ":param replies: the Consumer of the queue that it names as `_reply_q`.\n"
     ":param timeout: seconds for everything together, also the expiration of\n"
     "    the request.\n"
@@ -578,7 +583,9 @@ PyDoc_STRVAR(publish_doc,
     "publish($self, topology, exchange, routing_key, payload, *, lane,\n"
     "        mandatory, timeout, retry)\n--\n\n"
     "Send a message and sleep until the broker has confirmed it.\n\n"
-    ":param payload: dict to be enveloped, or bytes that are the body.\n"
+    ":param payload: dict to be enveloped, or bytes that are the body; or a "
+    "tuple\n"
+    "    as for call().\n"
     ":param lane: RPC, NOTIFY or FANOUT: the channel; each keeps order.\n"
     ":param timeout: seconds for which a connected broker may not confirm;\n"
     "    None for no limit. Outages are bounded by `retry` alone.\n"
@@ -799,6 +806,29 @@ Bus_send_acks(PyObject *op, PyObject *Py_UNUSED(unused))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(notice_json_doc,
+    "notice_json($self, queue, /)\n--\n\n"
+    "Say in the log, the first time, that a peer was seen which does not read\n"
+    "the binary envelope.\n\n"
+    ":param queue: one of that peer's.");
+
+static PyObject *
+Bus_notice_json(PyObject *op, PyObject *queue)
+{
+    const char *text = PyUnicode_AsUTF8(queue);
+    bool is_closed;
+    fm_bus *bus;
+
+    if (text == NULL)
+        return NULL;
+    bus = share(op, &is_closed);
+    if (bus != NULL) {
+        fm_bus_notice_json(bus, text);
+        fm_bus_unref(bus);
+    }
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(flush_doc,
     "flush($self, timeout)\n--\n\n"
     "Sleep until every reply handed over is confirmed or given up.\n\n"
@@ -888,6 +918,7 @@ static PyMethodDef Bus_methods[] = {
     { "try_reply", (PyCFunction)(void (*)(void))Bus_try_reply,
         METH_VARARGS | METH_KEYWORDS, try_reply_doc },
     { "send_acks", Bus_send_acks, METH_NOARGS, send_acks_doc },
+    { "notice_json", Bus_notice_json, METH_O, notice_json_doc },
     { "flush", (PyCFunction)(void (*)(void))Bus_flush,
         METH_VARARGS | METH_KEYWORDS, flush_doc },
     { "stats", Bus_stats, METH_NOARGS, stats_doc },

@@ -53,11 +53,19 @@ fm_call_next_reply(fm_state *state, fm_bus *bus, fm_message *message,
         return fm_raise_status(state, FM_NOT_FOUND); /* ended before */
     }
     *ending = reply->ending;
-    payload = fm_codec_decode(&state->codec, reply->body.data, reply->body.len);
+    if (reply->is_msgpack) {
+        payload =
+            fm_codec_unpack(&state->codec, reply->body.data, reply->body.len);
+    } else {
+        if (message->is_msgpack)
+            fm_bus_notice_json(bus, message->routing_key);
+        payload =
+            fm_codec_decode(&state->codec, reply->body.data, reply->body.len);
+    }
     fm_reply_free(reply);
     if (payload != NULL && !PyDict_Check(payload)) {
         Py_DECREF(payload);
-        PyErr_SetString(state->bad_message, "a reply is a JSON object");
+        PyErr_SetString(state->bad_message, "a reply is an object");
         return NULL;
     }
     return payload;

@@ -399,7 +399,7 @@ Consumer_deliver_reply(PyObject *op, PyObject *payload)
         PyErr_SetString(PyExc_TypeError, "not a consumer of replies");
         return NULL;
     }
-    if (fm_codec_encode(&state->codec, payload, &body) < 0) {
+    if (fm_codec_pack(&state->codec, payload, &body) < 0) {
         fm_buf_fini(&body);
         return NULL;
     }

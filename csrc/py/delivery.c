@@ -25,16 +25,17 @@ slice_is(fm_slice slice, const char *text)
         && memcmp(slice.data, text, slice.len) == 0;
 }
 
-/* Nothing about it that Python should decide. */
+/* Nothing about it that Python should decide. Only text has an encoding that
+ * counts. */
 static bool
-is_plain(const fm_delivery *delivery)
+is_plain(const fm_content *content, bool is_msgpack)
 {
-    const fm_content *content = &delivery->content;
     fm_slice compression;
 
-    return slice_is(content->content_type, "application/json")
-        && (!content->has_content_encoding
-            || slice_is(content->content_encoding, "utf-8"))
+    return (is_msgpack
+               || (slice_is(content->content_type, "application/json")
+                   && (!content->has_content_encoding
+                       || slice_is(content->content_encoding, "utf-8"))))
         && (content->headers.len == 0
             || fm_frame_find_header(
                    content->headers, "compression", &compression)
@@ -46,12 +47,15 @@ is_plain(const fm_delivery *delivery)
 static PyObject *
 read_payload(fm_state *state, const fm_delivery *delivery)
 {
+    bool is_msgpack = fm_content_is_msgpack(&delivery->content);
+    const fm_buf *body = &delivery->body;
     PyObject *payload;
 
-    if (!is_plain(delivery))
+    if (!is_plain(&delivery->content, is_msgpack))
         return NULL;
-    payload =
-        fm_codec_decode(&state->codec, delivery->body.data, delivery->body.len);
+    payload = is_msgpack
+        ? fm_codec_unpack(&state->codec, body->data, body->len)
+        : fm_codec_decode(&state->codec, body->data, body->len);
     if (payload == NULL && PyErr_ExceptionMatches(state->bad_message))
         PyErr_Clear();
     if (payload != NULL && !PyDict_CheckExact(payload))
@@ -393,6 +397,13 @@ Delivery_get_redelivered(PyObject *op, void *Py_UNUSED(closure))
 }
 
 static PyObject *
+Delivery_get_reads_msgpack(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(
+        fm_content_reads_msgpack(&SELF(op)->delivery->content));
+}
+
+static PyObject *
 Delivery_get_size(PyObject *op, void *Py_UNUSED(closure))
 {
     return PyLong_FromSize_t(SELF(op)->size);
@@ -415,6 +426,8 @@ static PyGetSetDef Delivery_getset[] = {
         "with which it was published", NULL },
     { "redelivered", Delivery_get_redelivered, NULL,
         "bool: somebody had it before", NULL },
+    { "reads_msgpack", Delivery_get_reads_msgpack, NULL,
+        "bool: its sender reads the binary envelope", NULL },
     { NULL, NULL, NULL, NULL, NULL },
 };
 

@@ -4,6 +4,7 @@
 #include "io/message.h"
 #include "py/look.h"
 #include "py/raise.h"
+#include "wire/msgpack.h"
 
 #include <sys/random.h>
 
@@ -276,7 +277,15 @@ module_exec(PyObject *module)
         return -1;
     if (PyModule_AddIntConstant(module, "RPC", FM_LANE_RPC) < 0
         || PyModule_AddIntConstant(module, "NOTIFY", FM_LANE_NOTIFY) < 0
-        || PyModule_AddIntConstant(module, "FANOUT", FM_LANE_FANOUT) < 0)
+        || PyModule_AddIntConstant(module, "FANOUT", FM_LANE_FANOUT) < 0
+        || PyModule_AddIntConstant(module, "JSON", FM_ENVELOPE_JSON) < 0
+        || PyModule_AddIntConstant(module, "MSGPACK", FM_ENVELOPE_MSGPACK) < 0
+        || PyModule_AddIntConstant(
+               module, "READS_MSGPACK", FM_ENVELOPE_READS_MSGPACK)
+            < 0
+        || PyModule_AddStringConstant(
+               module, "MSGPACK_CONTENT_TYPE", FM_MSGPACK_CONTENT_TYPE)
+            < 0)
         return -1;
     return 0;
 }

@@ -19,6 +19,13 @@ enum {
     FM_ENVELOPE_TAIL_LEN = sizeof(FM_ENVELOPE_TAIL) - 1,
 };
 
+/* What may be said of a message about envelopes, as bits. */
+enum {
+    FM_ENVELOPE_JSON = 0,
+    FM_ENVELOPE_MSGPACK = 1,       /* it is in the binary one */
+    FM_ENVELOPE_READS_MSGPACK = 2, /* it has the header that names that one */
+};
+
 /* The longest message id that a reply may name; oslo.messaging's have 32. */
 enum { FM_MSG_ID_MAX = 64 };
 

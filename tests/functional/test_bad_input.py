@@ -13,7 +13,7 @@ import zlib
 import pytest
 from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint
-from fix_wire import Spy, envelope, payload_of, request
+from fix_wire import MSGPACK, READS_MSGPACK, Spy, envelope, packed, payload_of, request
 
 SECRET = "content-that-no-log-may-show"
 
@@ -269,6 +269,118 @@ def test_bad_bodies_elsewhere_are_survived_too(
         for body in bodies:
             spy.send("", queue, body)
         assert client.call({}, "echo", arg="after") == "after"
+
+
+# --- the binary envelope, which stock rejects whatever is in it ---
+
+PACKED = packed(payload())
+COMPRESSED = {**MSGPACK, "application_headers": {"compression": "application/x-gzip"}}
+
+ACCEPTED_PACKED = {
+    "an object": (PACKED, MSGPACK),
+    "no content_encoding": (PACKED, {**MSGPACK, "content_encoding": None}),
+    "an encoding of text": (PACKED, {**MSGPACK, "content_encoding": "utf-16"}),
+    "compressed": (zlib.compress(PACKED), COMPRESSED),
+    "compressed, by a name that nobody knows": (
+        PACKED,
+        {**MSGPACK, "application_headers": {"compression": "application/x-dream"}},
+    ),
+    "other headers": (PACKED, {**MSGPACK, "application_headers": {"a": {"b": [1]}}}),
+    "unknown members": (packed(payload(_new=1, other={"x": []})), MSGPACK),
+    "a null unique id": (packed(payload(_unique_id=None)), MSGPACK),
+    "a vanished reply queue": (
+        packed(payload(_msg_id="3" * 32, _reply_q="reply_gone")),
+        MSGPACK,
+    ),
+}
+REJECTED_PACKED = {
+    "half of it": (PACKED[: len(PACKED) // 2], MSGPACK),
+    "all but a byte": (PACKED[:-1], MSGPACK),
+    "a byte more": (PACKED + b"\xc0", MSGPACK),
+    "twice": (PACKED * 2, MSGPACK),
+    "null": (b"\xc0", MSGPACK),
+    "a number": (b"\x11", MSGPACK),
+    "a text": (packed(SECRET), MSGPACK),
+    "a list of pairs": (packed(list(payload().items())), MSGPACK),
+    "a code without a meaning": (b"\xc1", MSGPACK),
+    "bytes in it": (packed(payload(x=b"bytes")), MSGPACK),
+    "a key that is a number": (packed(payload(x={1: 2})), MSGPACK),
+    "more members than bytes": (b"\xdf\xff\xff\xff\xff" + PACKED[1:], MSGPACK),
+    "lists without end": (b"\x91" * 200_000, MSGPACK),
+    "JSON": (envelope(payload()), MSGPACK),
+    "as JSON": (PACKED, {}),
+    "as kombu's MessagePack": (PACKED, {"content_type": "application/x-msgpack"}),
+    "half of it, compressed": (zlib.compress(PACKED[:-9]), COMPRESSED),
+    "compressed without saying so": (zlib.compress(PACKED), MSGPACK),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED_PACKED)
+def test_what_is_the_binary_envelope_is_accepted(
+    fast, served, spy, topic, rejected, case
+):
+    body, properties = ACCEPTED_PACKED[case]
+
+    assert send_and_ask(spy, topic, served, body, properties) == [SECRET]
+    assert rejected.is_empty()
+
+
+@pytest.mark.parametrize("case", REJECTED_PACKED)
+def test_what_is_no_binary_envelope_is_rejected(
+    fast, served, spy, topic, rejected, case
+):
+    body, properties = REJECTED_PACKED[case]
+
+    assert send_and_ask(spy, topic, served, body, properties) == []
+    assert rejected.get().body == body
+    assert rejected.is_empty()
+
+
+def test_an_empty_binary_body_is_an_empty_payload(fast, served, spy, topic, rejected):
+    assert send_and_ask(spy, topic, served, b"", MSGPACK) == []
+    assert rejected.is_empty()
+
+
+def test_bad_binary_replies_are_survived_too(peers, fast, topic, spy):
+    client = peers.client(fast, topic=topic)
+    peers.server(fast, TestEndpoint(), topic=topic)
+    client.call({}, "echo", arg=1)
+    (queue,) = [
+        row["name"] for row in peers._broker.queues() if row["name"][:6] == "reply_"
+    ]
+    for body, properties in REJECTED_PACKED.values():
+        spy.send("", queue, body, **properties)
+    assert client.call({}, "echo", arg="after") == "after"
+
+
+HEADERS = {
+    "none": ({}, "application/json"),
+    "it": (READS_MSGPACK["application_headers"], MSGPACK["content_type"]),
+    "it among others": (
+        {"a": {"b": [1]}, "x-fastmsg-reads": "cbor, msgpack"},
+        MSGPACK["content_type"],
+    ),
+    "another one": ({"x-fastmsg-reads": "msgpack2"}, "application/json"),
+    "an empty one": ({"x-fastmsg-reads": ""}, "application/json"),
+    "a number": ({"x-fastmsg-reads": 5}, "application/json"),
+    "a table": ({"x-fastmsg-reads": {"msgpack": 1}}, "application/json"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_reply_is_what_the_header_of_its_request_names(
+    fast, served, spy, topic, case
+):
+    headers, content_type = HEADERS[case]
+    replies = spy.tap()
+    body = request("echo", None, replies.queue, arg=[case, 2**70])
+
+    spy.send("openstack", topic, body, application_headers=headers)
+    reply = replies.get()
+
+    assert reply.properties["content_type"] == content_type
+    assert reply.properties["application_headers"] == {}
+    assert payload_of(reply.body)["result"] == [case, 2**70]
 
 
 # --- the log ---

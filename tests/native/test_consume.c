@@ -693,24 +693,29 @@ what_cannot_be_read_waits_for_python(void)
 static void
 a_reply_that_was_read_elsewhere_ends_its_call(void)
 {
+    /* In the binary envelope, whatever it was read from. */
+    static const char first[] = "\x82\xa6"
+                                "ending\xc3\xa7_msg_id\xa2m1";
+    static const char late[] = "\x82\xa6"
+                               "ending\xc3\xa7_msg_id\xa4late";
     fm_buf body = { 0 };
     fm_message *call;
-    char text[300];
+    fm_reply *reply;
 
     set_up(true);
     start();
     CHECK_INT(fm_message_new(FM_LANE_RPC, "", "q", &call), FM_OK);
     snprintf(call->msg_id, sizeof(call->msg_id), "m1");
     CHECK_INT(fm_reply_expect(&table, call), FM_OK);
-    print_reply(text, sizeof(text), "m1");
-    CHECK_INT(fm_buf_append(&body, text, strlen(text)), FM_OK);
+    CHECK_INT(fm_buf_append(&body, first, sizeof(first) - 1), FM_OK);
     CHECK_INT(fm_consumer_deliver_reply(consumer, &body), FM_OK);
     CHECK_INT(fm_message_status(call), FM_OK);
-    CHECK(fm_reply_is_there(&table, call));
-    print_reply(text, sizeof(text), "late");
+    reply = fm_reply_try_take(&table, call);
+    CHECK(reply != NULL && reply->is_msgpack && reply->ending);
+    fm_reply_free(reply);
     fm_buf_fini(&body);
     body = (fm_buf){ 0 };
-    CHECK_INT(fm_buf_append(&body, text, strlen(text)), FM_OK);
+    CHECK_INT(fm_buf_append(&body, late, sizeof(late) - 1), FM_OK);
     CHECK_INT(fm_consumer_deliver_reply(consumer, &body), FM_NOT_FOUND);
     fm_buf_fini(&body);
     fm_reply_forget(&table, call);

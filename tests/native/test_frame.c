@@ -71,12 +71,22 @@ encode_header(uint8_t *to, size_t room, amqp_basic_properties_t *properties,
 }
 
 static void
+add_text(amqp_table_t *table, const char *key, amqp_bytes_t value)
+{
+    amqp_table_entry_t *entry = &table->entries[table->num_entries++];
+
+    entry->key = amqp_cstring_bytes(key);
+    entry->value.kind = AMQP_FIELD_KIND_UTF8;
+    entry->value.value.bytes = value;
+}
+
+static void
 append_publish(fm_buf *buf, const fm_publication *p, uint32_t frame_max)
 {
     amqp_basic_publish_t method = { .exchange = bytes_of(p->exchange),
         .routing_key = bytes_of(p->routing_key),
         .mandatory = p->mandatory };
-    amqp_table_entry_t entry = { .key = amqp_cstring_bytes("compression") };
+    amqp_table_entry_t entries[2];
     amqp_basic_properties_t properties = { ._flags =
                                                AMQP_BASIC_CONTENT_TYPE_FLAG
             | AMQP_BASIC_CONTENT_ENCODING_FLAG | AMQP_BASIC_HEADERS_FLAG
@@ -87,10 +97,16 @@ append_publish(fm_buf *buf, const fm_publication *p, uint32_t frame_max)
         .priority = 0 };
     uint8_t header[4096];
 
-    if (p->compression.len > 0) {
-        entry.value.kind = AMQP_FIELD_KIND_UTF8;
-        entry.value.value.bytes = bytes_of(p->compression);
-        properties.headers = (amqp_table_t){ 1, &entry };
+    properties.headers.entries = entries;
+    if (p->compression.len > 0)
+        add_text(&properties.headers, "compression", bytes_of(p->compression));
+    if (p->reads_msgpack)
+        add_text(&properties.headers, "x-fastmsg-reads",
+            amqp_cstring_bytes("msgpack"));
+    if (p->is_msgpack) {
+        properties.content_type =
+            amqp_cstring_bytes("application/x-fastmsg-msgpack");
+        properties.content_encoding = amqp_cstring_bytes("binary");
     }
     if (p->expiration.len > 0) {
         properties._flags |= AMQP_BASIC_EXPIRATION_FLAG;
@@ -128,7 +144,7 @@ test_publish_is_what_rabbitmq_c_writes(void)
     longest[255] = '\0';
     for (size_t m = 0; m < 3; m++) {
         for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
-            for (unsigned bits = 0; bits < 16; bits++) {
+            for (unsigned bits = 0; bits < 64; bits++) {
                 fm_publication p = {
                     .exchange = slice((bits & 1) != 0 ? "nova" : ""),
                     .routing_key =
@@ -137,6 +153,8 @@ test_publish_is_what_rabbitmq_c_writes(void)
                     .expiration = slice((bits & 4) != 0 ? "60000" : ""),
                     .compression =
                         slice((bits & 8) != 0 ? "application/x-gzip" : ""),
+                    .is_msgpack = (bits & 16) != 0,
+                    .reads_msgpack = (bits & 32) != 0,
                     .body = { body, sizes[s] },
                 };
 
@@ -151,6 +169,32 @@ test_publish_is_what_rabbitmq_c_writes(void)
     }
     fm_buf_fini(&ours);
     fm_buf_fini(&theirs);
+}
+
+static void
+test_who_reads_msgpack_is_told_by_type_or_header(void)
+{
+    static const char entry[] = "\x0fx-fastmsg-readsS\0\0\0\x0d"
+                                "cbor, msgpack";
+    static const char other[] = "\x0fx-fastmsg-readsI\0\0\0\1";
+    static const char broken[] = "\x0fx-fastmsg-readsS\0\0\0\xff"
+                                 "msgpack";
+    fm_content content = { .content_type = slice("application/json") };
+
+    CHECK(!fm_content_is_msgpack(&content));
+    CHECK(!fm_content_reads_msgpack(&content));
+    content.headers = (fm_slice){ (const uint8_t *)entry, sizeof(entry) - 1 };
+    CHECK(!fm_content_is_msgpack(&content));
+    CHECK(fm_content_reads_msgpack(&content));
+    content.headers = (fm_slice){ (const uint8_t *)other, sizeof(other) - 1 };
+    CHECK(!fm_content_reads_msgpack(&content));
+    content.headers = (fm_slice){ (const uint8_t *)broken, sizeof(broken) - 1 };
+    CHECK(!fm_content_reads_msgpack(&content));
+    content.content_type = slice("application/x-fastmsg-msgpack");
+    CHECK(fm_content_is_msgpack(&content));
+    CHECK(fm_content_reads_msgpack(&content));
+    content.content_type = slice("application/x-fastmsg-msgpacK");
+    CHECK(!fm_content_is_msgpack(&content));
 }
 
 /* A call's content header as the stock driver was seen to send it. */
@@ -803,6 +847,7 @@ int
 main(void)
 {
     RUN(test_publish_is_what_rabbitmq_c_writes);
+    RUN(test_who_reads_msgpack_is_told_by_type_or_header);
     RUN(test_publish_has_the_stock_drivers_properties);
     RUN(test_publish_appends_and_refuses_long_strings);
     RUN(test_settlements_are_what_rabbitmq_c_writes);

@@ -23,11 +23,13 @@ new_call(const char *msg_id)
 static fm_status
 deliver(const char *msg_id, const char *text, bool ending)
 {
+    fm_reply_head head = { .ending = ending };
     fm_buf body = { 0 };
     fm_status status;
 
+    snprintf(head.msg_id, sizeof(head.msg_id), "%s", msg_id);
     CHECK_INT(fm_buf_append(&body, text, strlen(text)), FM_OK);
-    status = fm_reply_deliver(&table, msg_id, ending, &body);
+    status = fm_reply_deliver(&table, &head, false, &body);
     CHECK_INT(body.len, status == FM_OK ? 0 : strlen(text));
     fm_buf_fini(&body);
     return status;

@@ -44,7 +44,8 @@ def bus():
 def incoming(bus, payload=None, **settings):
     packer = _envelope.Packer(None, 0)
     replier = _incoming.Replier(bus, Settings(**settings), packer, "h:5672")
-    return _incoming.RpcIncoming(replier, request() if payload is None else payload)
+    payload = request() if payload is None else payload
+    return _incoming.RpcIncoming(replier, Delivery(), payload)
 
 
 def exc_info(error):

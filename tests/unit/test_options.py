@@ -174,6 +174,7 @@ def test_list_opts_has_our_group_alone():
     assert [opt.name for opt in opts] == [
         "send_timeout",
         "compression_threshold",
+        "envelope",
         "rpc_intake",
         "ssl_verify",
     ]
