@@ -4,16 +4,20 @@ A service needs nothing from here by name: oslo.messaging finds the driver by
 the scheme of ``transport_url`` and loads :mod:`oslo_fastmsg.driver`, whose
 docstring is the place to start reading. Importing this package does no work.
 
-Who wants to look inside a running process has :func:`stats` and :func:`health`.
+Who wants to look inside a running process has :func:`stats` and :func:`health`, and
+:func:`decode` shows what is in a message.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False  # as in typing, which need not be imported for it
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from oslo_fastmsg._looking import Health, Stats
 
-__all__ = ["__version__", "health", "stats"]
+__all__ = ["__version__", "decode", "health", "stats"]
 
 __version__ = "0.1.0"
 
@@ -54,3 +58,22 @@ def health() -> Health:
     from oslo_fastmsg import _looking
 
     return _looking.health()
+
+
+def decode(body: bytes, properties: Mapping[str, Any]) -> str:
+    """Show what is in a message that was captured on a broker.
+
+    Of either envelope, compressed or not, and of version 1 notifications. The text has
+    all of it: context, tokens and whatever else is secret.
+
+    :param body: as the broker has it.
+    :param properties: its basic properties by name, of which ``content_type``,
+        ``content_encoding`` and ``headers`` (in py-amqp ``application_headers``) are
+        looked at; what is not there is as if the sender had left it out.
+    :returns: the payload as indented JSON, its members in their order: what the driver
+        adds (``_msg_id``, ``_context_...``) is among them.
+    :raises ValueError: receivers reject it; the text says why.
+    """
+    from oslo_fastmsg import _envelope
+
+    return _envelope.show(body, properties)

@@ -9,6 +9,7 @@ hostile ones get no further than before. Nothing of a message is ever put
 into a text: it may hold secrets.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "dumps_v1",
     "read",
     "read_delivery",
+    "show",
 ]
 
 # kombu has type information, but none here.
@@ -194,6 +196,24 @@ def read_delivery(delivery: _core.Delivery) -> dict[str, Any]:
         delivery.content_encoding,
         delivery.headers,
     )
+
+
+def show(body: bytes, properties: Mapping[str, Any]) -> str:
+    """Write a captured message's payload for people: see ``oslo_fastmsg.decode()``."""
+    headers = properties.get("headers") or properties.get("application_headers") or {}
+    try:
+        payload = read(
+            body,
+            properties.get("content_type"),
+            properties.get("content_encoding"),
+            headers,
+        )
+    except Rejected as error:
+        raise ValueError(str(error)) from None
+    # kombu makes objects of some values in version 1; its own texts do for them.
+    text = json.dumps(payload, indent=2, ensure_ascii=False, default=str)
+    # Lone surrogates have no UTF-8, so a terminal could not show them.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def dumps_v1(message: dict[str, Any]) -> bytes:

@@ -101,6 +101,7 @@ def test_peers_of_both_settings_answer_each_other(
             assert client.prepare(server=name).call({}, "who") == name
 
 
+@pytest.mark.envelopes("json", "auto")
 def test_an_exchange_that_is_not_durable_decides_as_with_stock(
     peers, broker, spy, topic, exchange
 ):

@@ -15,6 +15,8 @@ from fix_peer import TestEndpoint
 from fix_proxy import Proxy
 from fix_wire import normalised, request
 
+pytestmark = pytest.mark.envelopes("json")
+
 CONTEXT = {"user": "u1", "request_id": "req-1", "n": None, "é": [1.5, {"a": "\x7f"}]}
 
 ARGUMENT = {

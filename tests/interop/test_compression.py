@@ -174,6 +174,7 @@ def test_notifications_are_compressed(peers, pairing, topic, version):
 
 
 @pytest.mark.options("kombu_compression")
+@pytest.mark.envelopes("json")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_sent_is_what_stock_sends(peers, spy, topic, kind):
     media_type, decompress = KINDS[kind]

@@ -8,7 +8,7 @@ import kombu.message
 import pytest
 from oslo_messaging._drivers import impl_rabbit
 
-from oslo_fastmsg import _envelope
+from oslo_fastmsg import _core, _envelope
 
 NEW_KOMBU = tuple(map(int, kombu.__version__.split(".")[:2])) >= (5, 3)
 PAYLOAD = {"method": "m", "args": {"é": "日本 \U0001f600"}}
@@ -217,3 +217,71 @@ def test_v1_notifications_are_written_by_kombu():
     assert _envelope.dumps_v1(message) == json.dumps(message).encode()
     with pytest.raises(Exception):  # noqa: B017, PT011 - kombu's choice
         _envelope.dumps_v1({"payload": {1, 2}})
+
+
+# --- what is packed, and how ---
+
+MESSAGE = {"a": "x" * 100}
+HEADERS_OF_GZIP = "application/x-gzip"
+
+
+@pytest.mark.parametrize(
+    ("option", "request_is", "notification_is"),
+    [
+        ("json", _core.JSON, _core.JSON),
+        ("auto", _core.READS_MSGPACK, _core.JSON),
+        ("msgpack", _core.MSGPACK, _core.MSGPACK),
+    ],
+)
+def test_each_kind_of_message_has_its_envelope(option, request_is, notification_is):
+    packer = _envelope.Packer(None, 0, option)
+
+    def packed(envelope):
+        return (MESSAGE, "", envelope) if envelope else MESSAGE
+
+    assert packer.pack(MESSAGE) == packed(request_is)
+    assert packer.pack_notification(MESSAGE) == packed(notification_is)
+    assert packer.pack_notification(b"{}") == b"{}"
+    assert packer.pack_reply(MESSAGE, False) == MESSAGE
+    assert packer.pack_reply(MESSAGE, True) == packed(_core.MSGPACK)
+
+
+def test_compression_is_of_what_the_envelope_is():
+    for option, write in (("json", _core.encode), ("msgpack", _core.pack)):
+        packer = _envelope.Packer("gzip", 90, option)
+        envelope = _core.MSGPACK if option == "msgpack" else _core.JSON
+
+        body, compression, of = packer.pack(MESSAGE)
+        assert (compression, of) == (HEADERS_OF_GZIP, envelope)
+        assert zlib.decompress(body) == write(MESSAGE)
+        small = packer.pack({"a": 1})
+        if option == "json":
+            assert small == write({"a": 1})
+        else:
+            assert small == (write({"a": 1}), "", envelope)
+        assert packer.pack_notification(b"x" * 99)[1:] == (HEADERS_OF_GZIP, _core.JSON)
+
+
+@pytest.mark.parametrize("encoding", [None, "binary", "utf-8", "utf-16"])
+def test_the_binary_envelope_is_read_whatever_encoding_is_named(encoding):
+    body = _core.pack({"é": [1, 2**70]})
+    packed = {"compression": "application/x-gzip"}
+
+    for given, headers in ((body, {}), (zlib.compress(body), packed), (body, packed)):
+        found = _envelope.read(given, _core.MSGPACK_CONTENT_TYPE, encoding, headers)
+        assert found == {"é": [1, 2**70]}
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"{}", "the body is not MessagePack"),
+        (b"\xc1", "the body is not MessagePack"),
+        (b"\x90", "a list is no payload"),
+        (b"\xc0", "a NoneType is no payload"),
+    ],
+)
+def test_what_is_no_binary_envelope_is_rejected(body, why):
+    with pytest.raises(_envelope.Rejected) as caught:
+        _envelope.read(body, _core.MSGPACK_CONTENT_TYPE, "binary", {})
+    assert str(caught.value) == why
