@@ -32,9 +32,9 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 
 .PHONY: all help packages packages-wsgi venv build test test-timing test-slow \
-	test-all test-options test-versions test-faults test-tls test-asan test-upstream test-wsgi \
-	test-rabbitmq4 packages-rabbitmq4 demo bench lint format tidy sdist clean \
-	distclean
+	test-all test-options test-envelopes test-versions test-faults test-tls test-asan \
+	test-upstream test-wsgi test-rabbitmq4 packages-rabbitmq4 demo bench lint format \
+	tidy sdist clean distclean
 
 all: build
 
@@ -44,6 +44,7 @@ help:
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-versions  the tests, with each Python and three oslo.messaging'
 	@echo 'make test-options  what each option means; a table is in docs/options.rst'
+	@echo 'make test-envelopes  functional and interop tests with envelope auto, msgpack'
 	@echo 'make test-faults  promises under faults: a table of what was measured'
 	@echo 'make test-tls     TLS: trust, versions, forks, throughput'
 	@echo 'make test-asan    the unit tests on an AddressSanitizer build'
@@ -148,6 +149,14 @@ test-versions: packages $(VENV)/made-tox
 
 test-options: build
 	$(BIN)/python -m pytest -m 'options and not wsgi' $(ARGS)
+
+# What is true of other envelopes than JSON: the functional and interop tests once
+# more, whole, with each.
+test-envelopes: build
+	FASTMSG_ENVELOPE=auto $(BIN)/python -m pytest \
+		-m 'not slow and not timing' tests/functional tests/interop $(ARGS)
+	FASTMSG_ENVELOPE=msgpack $(BIN)/python -m pytest \
+		-m 'not slow and not timing' tests/functional tests/interop $(ARGS)
 
 test-faults: build
 	$(BIN)/python -m pytest -s tests/faults $(ARGS)

@@ -195,6 +195,7 @@ def test_what_is_sent_is_what_stock_sends(peers, spy, topic, kind):
 
 
 @pytest.mark.options("compression_threshold")
+@pytest.mark.envelopes("json", "msgpack")  # auto has a header of its own
 def test_small_messages_stay_plain(peers, spy, fast, topic):
     tap = spy.tap_exchange("openstack", topic)
     client = peers.client(fast, topic=topic, rabbit={"kombu_compression": "gzip"})
