@@ -1,4 +1,4 @@
-"""The envelope alone: the driver's codec against ``json`` twice.
+"""The envelopes alone: the driver's codec against ``json`` twice, and its own other.
 
 Stock writes an envelope by dumping the message and then dumping the text
 within a second document, and reads one the other way round.
@@ -29,7 +29,9 @@ def json_decode(body: bytes) -> Any:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Return microseconds by size and step; without a built core, json's alone."""
+    """Return microseconds and bytes by size and step; without a built core, json's
+    alone.
+    """
     steps: dict[str, Callable[[Any], Any]] = {
         "json_encode": json_encode,
         "json_decode": json_decode,
@@ -40,25 +42,31 @@ def measure() -> dict[str, dict[str, float]]:
         pass
     else:
         steps |= {"fastmsg_encode": _core.encode, "fastmsg_decode": _core.decode}
+        steps |= {"msgpack_encode": _core.pack, "msgpack_decode": _core.unpack}
 
     results = {}
     for size in cases.SIZES:
         message = cases.request(size)
-        body = json_encode(message)
+        bodies = {"json": json_encode(message)}
+        bodies["fastmsg"] = bodies["json"]
+        if "msgpack_encode" in steps:
+            bodies["msgpack"] = steps["msgpack_encode"](message)
         turns: dict[str, list[float]] = {step: [] for step in steps}
         for step, work in steps.items():
             # Also makes both sides equally warm.
+            body = bodies[step.partition("_")[0]]
             given = body if step.endswith("decode") else message
             right = message if step.endswith("decode") else body
             if work(given) != right:
                 raise RuntimeError(f"{step} of the {size} request is wrong")
         for _ in range(TURNS):
             for step, work in steps.items():
+                body = bodies[step.partition("_")[0]]
                 given = body if step.endswith("decode") else message
                 turns[step].append(_time_us(work, given))
         results[size] = {
             f"{step}_us": statistics.median(times) for step, times in turns.items()
-        }
+        } | {f"{name}_bytes": len(body) for name, body in bodies.items()}
     return results
 
 

@@ -158,6 +158,7 @@ class OsloContender(Contender):
         self._scheme = scheme
         self._python = python
         self._options = ["--blocking-wait"] if blocking_wait else []
+        self._environment: dict[str, str] = {}
         self._topic = f"bench_{name.replace('-', '_')}_{uuid.uuid4().hex[:8]}"
         self.release = ""  # of oslo.messaging
         self.polls = False  # whether that release's stock driver polls for replies
@@ -167,6 +168,7 @@ class OsloContender(Contender):
         environment = {
             "BENCH_URL": broker.url(self._scheme),
             "OS_DEFAULT__CONTROL_EXCHANGE": EXCHANGE,
+            **self._environment,
         }
         peers = {}
         for role in ("server", "client"):
@@ -208,6 +210,19 @@ class OsloContender(Contender):
     def queues(self) -> list[str]:
         topic = self._topic
         return [topic, f"{topic}.server1", f"{topic}_notifications.info"]
+
+
+class EnvelopeContender(OsloContender):
+    """The driver on trial with another envelope: calls alone."""
+
+    operations = ("call",)
+
+    def __init__(self, name: str, scheme: str, envelope: str) -> None:
+        super().__init__(name, f"fastmsg, envelope {envelope}", scheme)
+        self._environment = {"OS_OSLO_MESSAGING_FASTMSG__ENVELOPE": envelope}
+
+    def takes(self, row: cases.Row) -> bool:
+        return super().takes(row) and row.threads in (1, 16)
 
 
 class LayerContender(Contender):

@@ -102,6 +102,29 @@ def figures(
         except KeyError:
             return None
 
+    def packed(key: str) -> float | None:
+        """What the binary envelope has of a 2 kB request, to what JSON has."""
+        times = codec.get("2k", {})
+        if "msgpack_bytes" not in times:
+            return None
+        if key == "bytes":
+            return times["msgpack_bytes"] / times["fastmsg_bytes"]
+        ours, json = (
+            times[f"{name}_encode_us"] + times[f"{name}_decode_us"]
+            for name in ("msgpack", "fastmsg")
+        )
+        return ours / json
+
+    def slowest_call(name: str) -> float | None:
+        """How long a lone call takes with another envelope, to JSON's, at worst."""
+        ratios = []
+        for size in cases.SIZES:
+            by_name = measured.get(f"call-1-{size}", {})
+            if name not in by_name or "fastmsg" not in by_name:
+                return None
+            ratios.append(by_name[name]["p50_us"] / by_name["fastmsg"]["p50_us"])
+        return max(ratios)
+
     lone = "call-1-200"
     p50 = "call p50, 1 thread, 200 B"
     return [
@@ -146,6 +169,21 @@ def figures(
         ),
         Figure("encode 2 kB, speed / json twice", False, 5, 8, speed_up("encode")),
         Figure("decode 2 kB, speed / json twice", False, 3.5, 4.5, speed_up("decode")),
+        Figure(
+            "msgpack, encode and decode 2 kB / our JSON", True, 0.95, 0.8, packed("us")
+        ),
+        Figure("msgpack, bytes of 2 kB / JSON", True, 0.75, 0.7, packed("bytes")),
+        # Never slower; a twentieth is what such runs differ by.
+        *(
+            Figure(
+                f"call p50, 1 thread, worst size, {envelope} / json",
+                True,
+                1.05,
+                1,
+                slowest_call(f"fastmsg-{envelope}"),
+            )
+            for envelope in ("auto", "msgpack")
+        ),
         Figure("TCP connections, 64 threads calling", True, 2, 2, connections()),
         Figure("RSS of the client / stock", True, 1, 0.7, rss("client")),
         Figure("RSS of the server / stock", True, 1, 0.7, rss("server")),
@@ -262,6 +300,7 @@ def resources_table(
 def codec_table(codec: dict[str, dict[str, float]]) -> str:
     """Return the cost of the envelope alone."""
     header = ["envelope, us", "json twice", "fastmsg", "json/fastmsg"]
+    header += ["msgpack", "msgpack/fastmsg"]
     lines = []
     for size, times in codec.items():
         for step in ("encode", "decode"):
@@ -269,7 +308,13 @@ def codec_table(codec: dict[str, dict[str, float]]) -> str:
             ours = times.get(f"fastmsg_{step}_us")
             ratio = "-" if ours is None else f"{theirs / ours:.1f}"
             cells = [f"{step} {size}", _number(theirs, 2), _number(ours, 2), ratio]
-            lines.append(cells)
+            packed = times.get(f"msgpack_{step}_us")
+            part = "-" if packed is None or ours is None else f"{packed / ours:.2f}"
+            lines.append([*cells, _number(packed, 2), part])
+        of_json, packed = times["json_bytes"], times.get("msgpack_bytes")
+        cells = [f"bytes {size}", _number(of_json), _number(of_json), "1.0"]
+        part = "-" if packed is None else f"{packed / of_json:.2f}"
+        lines.append([*cells, _number(packed), part])
     return table(header, lines)
 
 

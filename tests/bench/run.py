@@ -45,6 +45,8 @@ NAMES = (
     "stock",
     "stock-blocking",
     "fastmsg",
+    "fastmsg-auto",
+    "fastmsg-msgpack",
 )
 
 
@@ -164,6 +166,10 @@ def make_contender(name: str, options: argparse.Namespace) -> contenders.Contend
         return contenders.LayerContender(name, label, "null://server")
     if name == "fastmsg":
         return contenders.OsloContender(name, name, options.fast_scheme)
+    if name.startswith("fastmsg-"):
+        return contenders.EnvelopeContender(
+            name, options.fast_scheme, name.removeprefix("fastmsg-")
+        )
     is_patched = name == "stock-blocking"
     return contenders.OsloContender(
         name,
