@@ -173,13 +173,13 @@ PyDoc_STRVAR(dumps_doc,
     ":raises TypeError, ValueError: the value has no JSON form.");
 
 PyDoc_STRVAR(pack_doc,
-    "pack(payload)\n--\n\n"
+    "pack(payload, /)\n--\n\n"
     "Write a body in the binary envelope, MessagePack.\n\n"
     ":raises TypeError, ValueError: the payload has no JSON form: what JSON\n"
     "    refuses is refused here, too.");
 
 PyDoc_STRVAR(unpack_doc,
-    "unpack(body)\n--\n\n"
+    "unpack(body, /)\n--\n\n"
     "Read a body in the binary envelope, and return the payload, with the\n"
     "values that it would have after encode() and decode().\n\n"
     ":raises BadMessage: it is something else.");

@@ -162,7 +162,7 @@ def test_a_result_that_cannot_be_sent_is_a_failure(peers, topic, mode, fast):
         client.call({}, "make")
 
 
-@pytest.mark.parametrize("receiver", ["stock", "json", "msgpack"])
+@pytest.mark.parametrize("receiver", ["stock", "json"])
 def test_signs_of_life_are_what_the_caller_reads(peers, topic, wire, receiver, fast):
     driver, more = options(receiver)
     peers.server(driver, TestEndpoint(), topic=topic, via=wire[1], **more)
@@ -177,10 +177,9 @@ def test_signs_of_life_are_what_the_caller_reads(peers, topic, wire, receiver, f
 
 
 @pytest.mark.parametrize("sender", ["auto", "msgpack"])
-@pytest.mark.parametrize("kind", ["gzip", "lzma"])
-def test_compression_applies_to_it(peers, topic, wire, sender, kind, fast):
+def test_compression_applies_to_it(peers, topic, wire, sender, fast):
     large = {"text": "compress me " * 500, "é": [1.5, None, 2**70]}
-    rabbit = {"kombu_compression": kind}
+    rabbit = {"kombu_compression": "gzip"}
     peers.server(fast, TestEndpoint(), topic=topic, via=wire[1], rabbit=rabbit)
     client = peers.client(
         fast, topic=topic, via=wire[0], rabbit=rabbit, query=peer(sender)[1]

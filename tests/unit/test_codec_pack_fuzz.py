@@ -129,7 +129,7 @@ def fuzz(count: int, seed: int) -> None:
 
 
 def test_mutated_bodies_are_read_or_refused_as_another_reader_does():
-    fuzz(60_000, SEED)
+    fuzz(40_000, SEED)
 
 
 @pytest.mark.slow
