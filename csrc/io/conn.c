@@ -73,6 +73,23 @@ fm_conn_config_unref(fm_conn_config *config)
     free(config);
 }
 
+/* Of the hosts, as they stand in the URL: whoever has them in another order
+ * finds out for himself. */
+static uint64_t
+hosts_key(const fm_conn_config *config)
+{
+    uint64_t key = UINT64_C(14695981039346656037); /* FNV-1a */
+
+    for (size_t i = 0; i < config->host_count; i++) {
+        const fm_host *host = &config->hosts[i];
+
+        for (const char *at = host->name; *at != '\0'; at++)
+            key = (key ^ (uint8_t)*at) * UINT64_C(1099511628211);
+        key = (key ^ 0x10000u ^ host->port) * UINT64_C(1099511628211);
+    }
+    return key;
+}
+
 /* --- attempts: each on a thread of its own --- */
 
 typedef struct fm_attempt {
@@ -212,6 +229,7 @@ fm_conn_init(fm_conn *conn, const fm_conn_ops *ops, void *owner,
 {
     memset(conn, 0, sizeof(*conn));
     fm_output_init(&conn->output, waker);
+    conn->output.strictness = fm_strictness_get(hosts_key(config));
     conn->ops = ops;
     conn->owner = owner;
     conn->role = role;
@@ -322,12 +340,27 @@ host_text(const fm_conn *conn, size_t host, char *to, size_t size)
     return to;
 }
 
+/* The broker closed the connection because it is strict, which is known now. It
+ * is made again at once, and nothing is held against anybody. */
+static void
+learn(fm_conn *conn, const fm_error *why)
+{
+    conn->lost_at = 0; /* this was no outage */
+    conn->retry_at = 0;
+    conn->ops->down(conn, why);
+    leave(conn);
+}
+
 static void
 lose(fm_conn *conn, const fm_error *why)
 {
     char host[280];
     bool wanted = conn->ops->wanted(conn);
 
+    if (why->status == FM_AGAIN) {
+        learn(conn, why);
+        return;
+    }
     if (conn->state == FM_CONN_OPEN && wanted)
         fm_event_post(FM_WARNING,
             "lost the %s connection to %s: %s; connecting again", conn->role,
@@ -413,6 +446,9 @@ become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
     conn->in_at = 0;
     conn->host = attempt->host;
     conn->last_read = conn->up_at = now;
+    fm_strictness_note_version(conn->output.strictness,
+        conn->session.broker_product, conn->session.broker_version);
+    conn->is_learning = !atomic_load(&conn->output.strictness->is_strict);
     atomic_store(&conn->seen_host, attempt->host);
     atomic_store(&conn->seen_read, now);
     atomic_store(&conn->heartbeat_s, conn->session.heartbeat_s);
@@ -566,6 +602,25 @@ run_round(fm_conn *conn, int64_t now)
 
 /* --- receiving --- */
 
+/* Did the broker close the connection because it is strict, which we did not
+ * know when it was made? Later that is an error like any other, so that there
+ * is no loop. */
+static bool
+is_lesson(fm_conn *conn, const fm_close *why)
+{
+    char host[280];
+
+    if (!conn->is_learning || !fm_close_is_strict(why))
+        return false;
+    if (!atomic_exchange(&conn->output.strictness->is_strict, true))
+        fm_event_post(FM_INFO,
+            "the broker at %s denies queues that are neither durable nor "
+            "exclusive (transient_nonexcl_queues): from now on such queues are "
+            "declared durable; connecting again",
+            host_text(conn, atomic_load(&conn->seen_host), host, sizeof(host)));
+    return true;
+}
+
 static fm_status
 take_channel_0(fm_conn *conn, const fm_frame *frame, fm_error *error)
 {
@@ -587,7 +642,8 @@ take_channel_0(fm_conn *conn, const fm_frame *frame, fm_error *error)
         fm_output_flush_locked(&conn->output);
         fm_mutex_unlock(&conn->output.lock);
         fm_amqp_print_close(text, sizeof(text), &close);
-        return fm_error_set(error, FM_DISCONNECTED, close.code,
+        return fm_error_set(error,
+            is_lesson(conn, &close) ? FM_AGAIN : FM_DISCONNECTED, close.code,
             "closed by the broker: %s", text);
     case FM_METHOD_CONNECTION_CLOSE_OK:
         return fm_error_set(error, FM_CLOSED, 0, "closed");

@@ -97,7 +97,9 @@ struct fm_conn {
     fm_buf in; /* received; frames begin at in_at */
     size_t in_at;
     int64_t last_read;
-    int64_t close_at;            /* CLOSING: when to stop being polite */
+    bool is_learning; /* it was opened without knowing that the broker is strict
+                       */
+    int64_t close_at; /* CLOSING: when to stop being polite */
     struct fm_attempt *attempts; /* owned: under way or to be collected */
     size_t host;                 /* where the next attempt goes */
     size_t tried;                /* hosts tried in this round */

@@ -464,7 +464,8 @@ write_declare(fm_script *script, fm_consumer *consumer, bool consume)
     if (status == FM_OK && consumer->prefetch > 0)
         status = fm_script_add_qos(script, consumer->prefetch);
     if (status == FM_OK)
-        status = fm_topology_write(consumer->topology, script);
+        status = fm_topology_write_for(
+            consumer->topology, consumer->output->strictness, script);
     if (status == FM_OK && consume)
         status = write_consume_all(script, consumer);
     return status;
@@ -496,7 +497,8 @@ write_release(fm_script *script, const fm_consumer *consumer)
 static fm_status
 write_recover(fm_script *script, fm_consumer *consumer)
 {
-    fm_status status = fm_topology_write(consumer->topology, script);
+    fm_status status = fm_topology_write_for(
+        consumer->topology, consumer->output->strictness, script);
 
     for (size_t i = 0; i < consumer->queue_count && status == FM_OK; i++)
         if (consumer->cancelled[i])

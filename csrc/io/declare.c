@@ -104,7 +104,8 @@ fm_declarer_step(fm_declarer *declarer)
     if (channel->state == FM_CHANNEL_CLOSED)
         status = fm_script_add_open(&script);
     if (status == FM_OK)
-        status = fm_topology_write(topology, &script);
+        status = fm_topology_write_for(
+            topology, declarer->output->strictness, &script);
     if (status == FM_OK)
         status = fm_channel_run(channel, &script);
     fm_script_fini(&script);

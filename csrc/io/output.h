@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "base/sync.h"
 #include "io/socket.h"
+#include "io/strict.h"
 
 #include <stdbool.h>
 
@@ -28,6 +29,7 @@ typedef struct fm_output {
     /* A leaf: its holder takes no other lock, no GIL, and calls nobody. */
     fm_mutex lock;
     fm_waker *waker; /* borrowed: wakes the I/O thread. FM_IMMUTABLE */
+    fm_strictness *strictness; /* borrowed, for ever: the broker's. IMMUTABLE */
 
     fm_socket *socket FM_GUARDED_BY(lock); /* borrowed; NULL while down */
     uint64_t epoch FM_GUARDED_BY(lock);    /* of the connection; 0: none yet */

@@ -782,6 +782,7 @@ void
 fm_publisher_down(fm_publisher *publisher, const fm_error *why)
 {
     fm_settled failed = { NULL, NULL }, dropped = { NULL, NULL };
+    bool counts = why->status != FM_AGAIN;
     fm_error error = *why;
 
     error.status = FM_DISCONNECTED;
@@ -792,10 +793,11 @@ fm_publisher_down(fm_publisher *publisher, const fm_error *why)
     for (int i = 0; i < FM_LANE_COUNT; i++) {
         fm_publisher_lane *lane = &publisher->lanes[i];
 
-        cull_locked(publisher, lane, bears_no_outage, NULL, &failed);
-        lane->suspects = recall_locked(
-            publisher, lane, bears_no_more, why, &failed, &dropped);
-        if (!is_hard(why->code))
+        if (counts)
+            cull_locked(publisher, lane, bears_no_outage, NULL, &failed);
+        lane->suspects = recall_locked(publisher, lane,
+            counts ? bears_no_more : blame_nobody, why, &failed, &dropped);
+        if (!counts || !is_hard(why->code))
             lane->suspects = 0;
         keep_channel(lane);
     }

@@ -120,7 +120,8 @@ fm_channel *fm_publisher_channel(fm_publisher *publisher, uint16_t id);
 void fm_publisher_up(fm_publisher *publisher, int64_t now);
 
 /* The connection is lost: what was in flight waits for the next one, or
- * fails if its `retry` is used up. */
+ * fails if its `retry` is used up. With status FM_AGAIN it is made again for
+ * another reason than an error, and counts as no retry. */
 void fm_publisher_down(fm_publisher *publisher, const fm_error *why);
 
 /* Every host was tried and none took us. FM_REFUSED fails all at once. */

@@ -351,13 +351,47 @@ fm_topology_trust_bindings(fm_topology *topology, bool is_queue, fm_slice name)
     return is_changed;
 }
 
+/* --- strict brokers --- */
+
+void
+fm_topology_harden(fm_topology *topology)
+{
+    topology->is_hardened = true;
+    topology->probes = false;
+}
+
+void
+fm_topology_probe(fm_topology *topology)
+{
+    topology->probes = !topology->is_hardened;
+}
+
+/* A queue of one process, with a name that was drawn for it: of those the
+ * options let all and only those expire. */
+static bool
+is_probe(const fm_topology *topology, const struct fm_declaration *item)
+{
+    if (!topology->probes || item->kind != DECLARE_QUEUE
+        || item->as.queue.durable || item->is_adopted)
+        return false;
+    for (size_t i = 0; i < item->as.queue.arguments.count; i++)
+        if (strcmp(item->args[i].name, "x-expires") == 0)
+            return true;
+    return false;
+}
+
+/* --- writing --- */
+
 static fm_status
-write_queue(const struct fm_declaration *item, fm_script *script)
+write_queue(const fm_topology *topology, const struct fm_declaration *item,
+    fm_script *script)
 {
     fm_queue queue = item->as.queue;
 
     if (item->follows)
         queue.durable = false;
+    if (topology->is_hardened && !queue.exclusive)
+        queue.durable = true;
     return fm_script_add_queue(script, &queue, item->is_adopted);
 }
 
@@ -366,6 +400,9 @@ write_items(const fm_topology *topology, bool with_queues, fm_script *script)
 {
     fm_status status = FM_OK;
 
+    for (size_t i = 0; i < topology->count && status == FM_OK; i++)
+        if (is_probe(topology, &topology->items[i]))
+            status = write_queue(topology, &topology->items[i], script);
     for (size_t i = 0; i < topology->count && status == FM_OK; i++) {
         const struct fm_declaration *item = &topology->items[i];
 
@@ -375,8 +412,8 @@ write_items(const fm_topology *topology, bool with_queues, fm_script *script)
                 script, &item->as.exchange, item->is_adopted);
             break;
         case DECLARE_QUEUE:
-            if (with_queues)
-                status = write_queue(item, script);
+            if (with_queues && !is_probe(topology, item))
+                status = write_queue(topology, item, script);
             break;
         case DECLARE_BINDING:
             if (item->is_adopted)
@@ -409,4 +446,15 @@ fm_topology_binds(const fm_topology *topology)
             && !topology->items[i].is_adopted)
             return true;
     return false;
+}
+
+fm_status
+fm_topology_write_for(
+    fm_topology *topology, const fm_strictness *strictness, fm_script *script)
+{
+    if (atomic_load(&strictness->is_strict))
+        fm_topology_harden(topology);
+    else if (atomic_load(&strictness->may_be))
+        fm_topology_probe(topology);
+    return fm_topology_write(topology, script);
 }

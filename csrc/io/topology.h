@@ -2,7 +2,8 @@
  * bindings, in order.
  *
  * A topology is a list that callers make and share by count. Once it is in use
- * it does not change, but for what the broker refuses to declare (adopt.h).
+ * it does not change, but for what the broker refuses to declare (adopt.h,
+ * strict.h).
  * Publishers declare it on each new connection before the first message that
  * needs it; consumers before they consume. `declared` remembers for which
  * connection that was done.
@@ -14,6 +15,7 @@
 #include "base/buf.h"
 #include "base/status.h"
 #include "io/script.h"
+#include "io/strict.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -24,6 +26,9 @@ typedef struct fm_topology {
     atomic_uint refs;
     struct fm_declaration *items; /* owned; FM_IMMUTABLE once in use */
     size_t count;
+    /* FM_OWNED_BY_THREAD(io): see fm_topology_harden(), _probe(). */
+    bool is_hardened;
+    bool probes;
     /* Epochs (fm_output.epoch) of the publishing connection on which this
      * was declared, and for which its declaration is queued. */
     atomic_uint_fast64_t declared;
@@ -71,9 +76,21 @@ void fm_topology_follow(fm_topology *topology, fm_slice exchange);
 FM_MUST_CHECK bool fm_topology_trust_bindings(
     fm_topology *topology, bool is_queue, fm_slice name);
 
+/* --- strict brokers (strict.h): the I/O thread's --- */
+
+/* Declare as durable, from now on, what is neither durable nor exclusive. A
+ * queue that expires does so still. */
+void fm_topology_harden(fm_topology *topology);
+/* Should the broker be strict, have it say so soon: declare first what nobody
+ * else can have declared, so that nothing is adopted before that is known. */
+void fm_topology_probe(fm_topology *topology);
+
 /* Append the frames of all declarations to a channel's script. */
 FM_MUST_CHECK fm_status fm_topology_write(
     const fm_topology *topology, fm_script *script);
+/* The same, as this broker takes them. */
+FM_MUST_CHECK fm_status fm_topology_write_for(
+    fm_topology *topology, const fm_strictness *strictness, fm_script *script);
 
 /* The same of its exchanges and bindings: a queue that is gone stays so. */
 FM_MUST_CHECK fm_status fm_topology_write_bindings(

@@ -43,10 +43,18 @@ def test_a_slow_network_is_only_slow(proxy, account, call, slowness, least_s):
     assert len(proxy.links()) == 2
 
 
-@pytest.mark.parametrize("code", [320, 541])
-def test_a_connection_that_is_closed_is_made_again(proxy, account, call, code):
+@pytest.mark.parametrize(
+    "words",
+    [
+        (320, "as told", 0, 0),
+        (541, "as told", 0, 0),
+        # No queue was declared when it came.
+        (541, "Feature `transient_nonexcl_queues` is deprecated.", 60, 20),
+    ],
+)
+def test_a_connection_that_is_closed_is_made_again(proxy, account, call, words):
     for link in proxy.open_links():
-        proxy.inject("connection.close", code, "as told", 0, 0, link=link)
+        proxy.inject("connection.close", *words, link=link)
     wait_until(lambda: len(proxy.links()) == 4)
 
     call()

@@ -932,6 +932,36 @@ a_message_that_ends_connections_is_given_up(void)
     tear_down();
 }
 
+/* The connection is made again for a reason that is nobody's fault. */
+static void
+a_connection_that_is_made_anew_counts_as_no_retry(void)
+{
+    fm_error anew = { .status = FM_AGAIN, .code = 541, .text = "anew" };
+    fm_message *sent = new_message(FM_LANE_RPC, "", "sent");
+    fm_message *unsent = new_message(FM_LANE_RPC, "", "unsent");
+
+    set_up();
+    sent->retry = unsent->retry = 0;
+    submit(sent);
+    grant_lane(FM_LANE_RPC);
+    expect_published(FM_LANE_RPC, "sent");
+    for (int i = 0; i < 5; i++) {
+        go_down(&anew);
+        if (i == 0)
+            submit(unsent);
+        CHECK_INT(fm_message_status(sent), FM_AGAIN);
+        CHECK_INT(fm_message_status(unsent), FM_AGAIN);
+        go_up();
+        grant_lane(FM_LANE_RPC);
+        expect_published(FM_LANE_RPC, "sent");
+        expect_published(FM_LANE_RPC, "unsent");
+    }
+    confirm(FM_LANE_RPC, 0, true);
+    expect_end(sent, FM_OK);
+    expect_end(unsent, FM_OK);
+    tear_down();
+}
+
 static void
 a_closed_channel_fails_the_guilty_message_only(void)
 {
@@ -1276,6 +1306,7 @@ main(void)
     RUN(a_lost_connection_is_borne_as_often_as_allowed);
     RUN(what_was_in_flight_goes_first_when_the_connection_is_back);
     RUN(a_message_that_ends_connections_is_given_up);
+    RUN(a_connection_that_is_made_anew_counts_as_no_retry);
     RUN(a_closed_channel_fails_the_guilty_message_only);
     RUN(a_vanished_exchange_is_declared_again_but_not_for_ever);
     RUN(a_refused_login_fails_all_at_once);

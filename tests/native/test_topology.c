@@ -185,6 +185,81 @@ a_quorum_queue_is_known_by_its_argument(void)
     fm_topology_unref(topology);
 }
 
+/* The names and durable flags of what a topology declares, in order: "+q" is a
+ * durable queue, "-q" one that is not; bindings are "b". */
+static void
+check_written(const fm_topology *topology, const char *expected)
+{
+    char found[64] = "";
+    fm_script script;
+    size_t at = 0;
+
+    fm_script_init(&script, 1);
+    CHECK_INT(fm_topology_write(topology, &script), FM_OK);
+    while (at < script.frames.len) {
+        fm_frame frame;
+        size_t used, len = strlen(found);
+        uint32_t id;
+
+        CHECK_INT(
+            fm_frame_split(script.frames.data + at, script.frames.len - at,
+                FM_FRAME_MAX_LEAST, &frame, &used),
+            FM_OK);
+        CHECK_INT(fm_amqp_method_id(frame.payload, frame.len, &id), FM_OK);
+        if (id == FM_METHOD_QUEUE_DECLARE) {
+            const uint8_t *name = frame.payload + 6;
+            bool is_durable = (name[1 + name[0]] & 2) != 0;
+
+            snprintf(found + len, sizeof(found) - len, "%c%.*s ",
+                is_durable ? '+' : '-', name[0], (const char *)name + 1);
+        } else {
+            snprintf(found + len, sizeof(found) - len, "%s",
+                id == FM_METHOD_QUEUE_BIND ? "b " : "e ");
+        }
+        at += used;
+    }
+    CHECK_TEXT(found, expected);
+    fm_script_fini(&script);
+}
+
+static void
+a_strict_broker_gets_durable_queues(void)
+{
+    fm_exchange exchange = { .name = "e", .type = "topic" };
+    fm_arg expires = { .name = "x-expires", .integer = 60000 };
+    fm_queue shared = { .name = "q" }, exclusive = { .name = "x" };
+    fm_queue own = { .name = "o", .arguments = { &expires, 1 } };
+    fm_queue durable = { .name = "d", .durable = true };
+    fm_topology *topology = new_topology();
+    fm_strictness strictness = { 0 };
+    fm_script script;
+
+    exclusive.exclusive = true;
+    CHECK_INT(fm_topology_add_exchange(topology, &exchange), FM_OK);
+    CHECK_INT(fm_topology_add_queue(topology, &shared), FM_OK);
+    CHECK_INT(fm_topology_add_binding(topology, "q", "e", "q"), FM_OK);
+    CHECK_INT(fm_topology_add_queue(topology, &exclusive), FM_OK);
+    CHECK_INT(fm_topology_add_queue(topology, &durable), FM_OK);
+    CHECK_INT(fm_topology_add_queue(topology, &own), FM_OK);
+    CHECK_INT(fm_topology_add_binding(topology, "o", "e", "o"), FM_OK);
+    fm_script_init(&script, 1);
+    CHECK_INT(fm_topology_write_for(topology, &strictness, &script), FM_OK);
+    check_written(topology, "e -q b -x +d -o b ");
+    /* Who may be strict is given a queue first that only we have. */
+    atomic_store(&strictness.may_be, true);
+    CHECK_INT(fm_topology_write_for(topology, &strictness, &script), FM_OK);
+    check_written(topology, "-o e -q b -x +d b ");
+    atomic_store(&strictness.is_strict, true);
+    CHECK_INT(fm_topology_write_for(topology, &strictness, &script), FM_OK);
+    check_written(topology, "e +q b -x +d +o b ");
+    CHECK(fm_topology_is_transient(topology, "o")); /* as it was asked for */
+    /* Also where others of the exchange decide that it should not be. */
+    fm_topology_follow(topology, (fm_slice){ (const uint8_t *)"e", 1 });
+    check_written(topology, "e +q b -x +d +o b ");
+    fm_script_fini(&script);
+    fm_topology_unref(topology);
+}
+
 static void
 every_step_of_a_script_has_its_answer(void)
 {
@@ -221,6 +296,7 @@ main(void)
     RUN(arguments_too_long_for_a_frame_are_refused);
     RUN(a_topology_grows);
     RUN(a_quorum_queue_is_known_by_its_argument);
+    RUN(a_strict_broker_gets_durable_queues);
     RUN(every_step_of_a_script_has_its_answer);
     return 0;
 }
