@@ -12,7 +12,7 @@
 #define STARVED_NS (100 * FM_NS_PER_MS)
 
 /* Channel numbers of the consuming connection; consumers have those above. */
-enum { VERIFIER_ID = 1 };
+enum { VERIFIER_ID = 1, RESCUER_ID = 2 };
 
 /* --- the publishing connection --- */
 
@@ -122,6 +122,7 @@ consuming_down(fm_conn *conn, const fm_error *why)
 
     (void)why;
     fm_verifier_down(&bus->verifier);
+    fm_rescuer_down(&bus->rescuer);
     for (fm_consumer *each = bus->members; each != NULL; each = each->next)
         fm_consumer_down(each);
 }
@@ -153,6 +154,8 @@ consuming_channel(fm_conn *conn, uint16_t id)
 
     if (id == VERIFIER_ID)
         return &bus->verifier.channel;
+    if (id == RESCUER_ID)
+        return &bus->rescuer.channel;
     if (id >= bus->by_id_len || bus->by_id[id] == NULL)
         return NULL;
     return &bus->by_id[id]->channel;
@@ -200,6 +203,7 @@ bus_new(const char *key, fm_conn_config *config, fm_bus **out)
     bus->consuming.twin = &bus->publishing;
     fm_publisher_init(&bus->publisher, &bus->publishing.output);
     fm_verifier_init(&bus->verifier, &bus->consuming.output, VERIFIER_ID);
+    fm_rescuer_init(&bus->rescuer, &bus->consuming.output, RESCUER_ID);
     *out = bus;
     return FM_OK;
 }
@@ -219,6 +223,7 @@ fm_bus_unref(fm_bus *bus)
         return;
     fm_publisher_fini(&bus->publisher);
     fm_verifier_fini(&bus->verifier);
+    fm_rescuer_fini(&bus->rescuer);
     fm_conn_fini(&bus->publishing);
     fm_conn_fini(&bus->consuming);
     fm_reply_table_fini(&bus->replies);
@@ -457,7 +462,7 @@ fm_bus_add_consumer(fm_bus *bus, fm_consumer *consumer)
 static uint16_t
 free_id(fm_bus *bus)
 {
-    size_t id = VERIFIER_ID + 1, len;
+    size_t id = RESCUER_ID + 1, len;
     fm_consumer **by_id;
 
     while (id < bus->by_id_len && bus->by_id[id] != NULL)
@@ -540,6 +545,7 @@ dismiss_closed(fm_bus *bus)
         count_consumed(consumer, &bus->retired);
         fm_mutex_unlock(&bus->lock);
         fm_verifier_forget(&bus->verifier, consumer);
+        fm_rescuer_forget(&bus->rescuer, &consumer->channel);
         if (consumer->channel.id != 0)
             bus->by_id[consumer->channel.id] = NULL;
         /* The bus may live on for others, but whose replies came here will
@@ -696,6 +702,24 @@ leave_host(fm_bus *bus, int64_t now)
         (void)!fm_conn_leave_host(&bus->consuming, now, &why);
 }
 
+/* Consumers that wait for a queue of a node that is down. */
+static fm_deadline
+rescue(fm_bus *bus, int64_t now)
+{
+    fm_deadline next = FM_NEVER, each;
+
+    if (bus->consuming.state != FM_CONN_OPEN)
+        return FM_NEVER;
+    for (fm_consumer *member = bus->members; member != NULL;
+         member = member->next) {
+        each = fm_rescuer_watch(
+            &bus->rescuer, &member->channel, member->topology, now);
+        next = each < next ? each : next;
+    }
+    each = fm_rescuer_step(&bus->rescuer, now);
+    return each < next ? each : next;
+}
+
 fm_deadline
 fm_bus_step(fm_bus *bus, int64_t now)
 {
@@ -716,6 +740,8 @@ fm_bus_step(fm_bus *bus, int64_t now)
         next = each < next ? each : next;
     }
     dismiss_closed(bus);
+    each = rescue(bus, now);
+    next = each < next ? each : next;
     each = fm_verifier_step(&bus->verifier, bus->members, now,
         bus->consuming.state == FM_CONN_OPEN);
     next = each < next ? each : next;

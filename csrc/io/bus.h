@@ -18,6 +18,7 @@
 #include "io/consume.h"
 #include "io/publish.h"
 #include "io/reply.h"
+#include "io/rescue.h"
 #include "io/verify.h"
 
 #include <poll.h>
@@ -56,6 +57,7 @@ typedef struct fm_bus {
 
     /* FM_OWNED_BY_THREAD(io). */
     fm_verifier verifier; /* on the consuming connection */
+    fm_rescuer rescuer;   /* on the same */
     int64_t looked_at;    /* for confirms that nobody waits for */
     /* Shared; linked by next. The list changes with `lock` held, because
      * other threads walk it to look. */

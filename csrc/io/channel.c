@@ -69,6 +69,7 @@ fm_channel_run_locked(fm_channel *channel, fm_script *script)
     channel->script = *script;
     fm_script_init(script, script->channel);
     channel->answered = 0;
+    channel->moved_at = fm_now();
     channel->state = FM_CHANNEL_BUSY;
     fm_buf_fini(&channel->script.frames); /* sent, only the answers count */
     return FM_OK;
@@ -233,6 +234,7 @@ take_method(fm_channel *channel, const fm_frame *frame, fm_error *error)
         return content_begin(channel, id, frame, error);
     if (channel->state == FM_CHANNEL_BUSY
         && channel->script.expect[channel->answered] == id) {
+        channel->moved_at = fm_now();
         if (++channel->answered == channel->script.count) {
             channel->state = id == FM_METHOD_CHANNEL_CLOSE_OK
                 ? FM_CHANNEL_CLOSED

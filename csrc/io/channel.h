@@ -67,6 +67,7 @@ struct fm_channel {
     fm_channel_state state;
     fm_script script;     /* what is under way; empty when READY */
     size_t answered;      /* of script.expect */
+    int64_t moved_at;     /* when it was sent, or answered last */
     fm_delivery *partial; /* owned; waits for header or body frames */
     bool has_header;
 };

@@ -118,6 +118,15 @@ fm_declarer_step(fm_declarer *declarer)
     }
 }
 
+fm_deadline
+fm_declarer_watch(fm_declarer *declarer, fm_rescuer *rescuer, int64_t now)
+{
+    return declarer->declaring == NULL
+        ? FM_NEVER
+        : fm_rescuer_watch(
+            rescuer, &declarer->channel, declarer->declaring, now);
+}
+
 void
 fm_declarer_down(fm_declarer *declarer)
 {

@@ -10,6 +10,7 @@
 #include "base/attrs.h"
 #include "io/channel.h"
 #include "io/output.h"
+#include "io/rescue.h"
 #include "io/topology.h"
 
 #include <stddef.h>
@@ -51,6 +52,10 @@ bool fm_declarer_has(fm_declarer *declarer, fm_topology *topology);
 
 /* Begin the next declaration if none is under way. */
 void fm_declarer_step(fm_declarer *declarer);
+
+/* Is what is under way in need of the rescuer? Returns when to look again. */
+fm_deadline fm_declarer_watch(
+    fm_declarer *declarer, fm_rescuer *rescuer, int64_t now);
 
 /* The connection is lost: whoever still needs something asks again. */
 void fm_declarer_down(fm_declarer *declarer);

@@ -48,6 +48,7 @@ fm_publisher_init(fm_publisher *publisher, fm_output *output)
     }
     fm_declarer_init(
         &publisher->declarer, &declarer_ops, publisher, output, FM_DECLARER_ID);
+    fm_rescuer_init(&publisher->rescuer, output, FM_RESCUER_ID);
 }
 
 void
@@ -58,6 +59,7 @@ fm_publisher_fini(fm_publisher *publisher)
         fm_lane_fini(&publisher->lanes[i]);
     }
     fm_declarer_fini(&publisher->declarer);
+    fm_rescuer_fini(&publisher->rescuer);
 }
 
 fm_channel *
@@ -65,6 +67,8 @@ fm_publisher_channel(fm_publisher *publisher, uint16_t id)
 {
     if (id == FM_DECLARER_ID)
         return &publisher->declarer.channel;
+    if (id == FM_RESCUER_ID)
+        return &publisher->rescuer.channel;
     if (id >= 1 && id <= FM_LANE_COUNT)
         return &publisher->lanes[id - 1].channel;
     return NULL;
@@ -806,6 +810,7 @@ fm_publisher_down(fm_publisher *publisher, const fm_error *why)
     for (int i = 0; i < FM_LANE_COUNT; i++)
         fm_channel_reset(&publisher->lanes[i].channel);
     fm_declarer_down(&publisher->declarer);
+    fm_rescuer_down(&publisher->rescuer);
     fm_settled_finish(&failed, &error);
     fm_settled_drop(&dropped);
 }
@@ -1031,7 +1036,7 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
         .text = "the broker did not take it in time" };
     fm_settled broken = { NULL, NULL }, overdue = { NULL, NULL };
     fm_settled dropped = { NULL, NULL };
-    fm_deadline expiry, renewal;
+    fm_deadline expiry, renewal, rescue;
     fm_deadline next;
     bool up, more = false;
 
@@ -1069,6 +1074,11 @@ fm_publisher_step(fm_publisher *publisher, int64_t now)
         next = renewal < next ? renewal : next;
         open_lanes(publisher);
         fm_declarer_step(&publisher->declarer);
+        rescue =
+            fm_declarer_watch(&publisher->declarer, &publisher->rescuer, now);
+        next = rescue < next ? rescue : next;
+        rescue = fm_rescuer_step(&publisher->rescuer, now);
+        next = rescue < next ? rescue : next;
     }
     return more ? now : next;
 }

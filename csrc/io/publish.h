@@ -24,13 +24,14 @@
 #include "io/lane.h"
 #include "io/message.h"
 #include "io/output.h"
+#include "io/rescue.h"
 #include "io/topology.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FM_DECLARER_ID = FM_LANE_COUNT + 1 };
+enum { FM_DECLARER_ID = FM_LANE_COUNT + 1, FM_RESCUER_ID };
 
 /* What happened so far. */
 typedef struct fm_publisher_counters {
@@ -76,6 +77,7 @@ typedef struct fm_publisher {
 
     fm_publisher_counters counters; /* for others to look at */
     fm_declarer declarer;
+    fm_rescuer rescuer; /* for what the declarer waits for */
 } fm_publisher;
 
 void fm_publisher_init(fm_publisher *publisher, fm_output *output);

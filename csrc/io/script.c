@@ -129,6 +129,15 @@ fm_script_add_delete(fm_script *script, const char *queue)
 }
 
 fm_status
+fm_script_add_delete_unused(fm_script *script, const char *queue, bool if_empty)
+{
+    return sent(script,
+        fm_amqp_put_queue_delete(
+            &script->frames, script->channel, queue, true, if_empty),
+        FM_METHOD_QUEUE_DELETE_OK);
+}
+
+fm_status
 fm_script_add_close(fm_script *script)
 {
     return sent(script,

@@ -50,6 +50,9 @@ FM_MUST_CHECK fm_status fm_script_add_cancel(
     fm_script *script, const char *tag);
 FM_MUST_CHECK fm_status fm_script_add_delete(
     fm_script *script, const char *queue);
+/* If nobody consumes from it; `if_empty`: and there is nothing in it. */
+FM_MUST_CHECK fm_status fm_script_add_delete_unused(
+    fm_script *script, const char *queue, bool if_empty);
 FM_MUST_CHECK fm_status fm_script_add_close(fm_script *script);
 
 #endif

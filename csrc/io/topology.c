@@ -360,6 +360,22 @@ fm_topology_harden(fm_topology *topology)
     topology->probes = false;
 }
 
+const char *
+fm_topology_hardened_get(const fm_topology *topology, size_t at)
+{
+    for (size_t i = 0; i < topology->count && topology->is_hardened; i++) {
+        const struct fm_declaration *item = &topology->items[i];
+
+        if (item->kind != DECLARE_QUEUE || at-- > 0)
+            continue;
+        return item->as.queue.durable || item->as.queue.exclusive
+                || item->is_adopted
+            ? NULL
+            : item->as.queue.name;
+    }
+    return NULL;
+}
+
 void
 fm_topology_probe(fm_topology *topology)
 {

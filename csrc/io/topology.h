@@ -81,6 +81,9 @@ FM_MUST_CHECK bool fm_topology_trust_bindings(
 /* Declare as durable, from now on, what is neither durable nor exclusive. A
  * queue that expires does so still. */
 void fm_topology_harden(fm_topology *topology);
+/* The `at`-th queue that is declared, from 0, if it is durable for that reason
+ * alone; else NULL. */
+const char *fm_topology_hardened_get(const fm_topology *topology, size_t at);
 /* Should the broker be strict, have it say so soon: declare first what nobody
  * else can have declared, so that nothing is adopted before that is known. */
 void fm_topology_probe(fm_topology *topology);
