@@ -417,7 +417,7 @@ write_items(const fm_topology *topology, bool with_queues, fm_script *script)
     fm_status status = FM_OK;
 
     for (size_t i = 0; i < topology->count && status == FM_OK; i++)
-        if (is_probe(topology, &topology->items[i]))
+        if (with_queues && is_probe(topology, &topology->items[i]))
             status = write_queue(topology, &topology->items[i], script);
     for (size_t i = 0; i < topology->count && status == FM_OK; i++) {
         const struct fm_declaration *item = &topology->items[i];
