@@ -158,6 +158,7 @@ class Settings:
     ssl_key_file: str = ""
     ssl_cert_file: str = ""
     ssl_ca_file: str = ""
+    ssl_enforce_hostname_verification: bool = True
     ssl_enforce_fips_mode: bool = False
     kombu_compression: str | None = None
     kombu_reconnect_delay: float = 1.0
