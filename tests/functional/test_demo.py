@@ -21,6 +21,11 @@ def load_demo():
 demo = load_demo()
 
 
+# A stock server is among those whom the demo calls.
+STOCK_SERVES = pytest.mark.envelopes("json", "auto")
+
+
+@STOCK_SERVES
 @pytest.mark.parametrize("scene", demo.SCENES, ids=lambda scene: scene.__name__)
 def test_scene_plays_on_a_private_broker(broker, scene):
     stage = demo.Stage(broker, "fastmsg", is_quick=True)
@@ -39,6 +44,7 @@ def run_demo(url):
     )
 
 
+@STOCK_SERVES
 def test_demo_leaves_nothing_on_a_broker_of_the_user(broker):
     done = run_demo(broker.url())
 

@@ -198,6 +198,7 @@ def test_a_green_server_serves_natives(
         )
 
 
+@pytest.mark.envelopes("json", "auto")
 def test_a_green_client_calls_a_native_stock_server(scene, fast, peers, topic):
     endpoint = TestEndpoint("native")
     peers.server("stock", endpoint, topic=topic)
