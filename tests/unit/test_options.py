@@ -168,6 +168,14 @@ def test_certificates_are_checked_unless_it_is_said():
         assert read("?ssl_verify=host", **{name: False}).ssl_verify == "host"
 
 
+def test_the_envelope_is_stocks_unless_it_is_said():
+    assert read().envelope == "json"
+    for name in ("json", "auto", "msgpack"):
+        assert read(f"?envelope={name}").envelope == name
+    with pytest.raises(ValueError, match="xml"):
+        read("?envelope=xml")
+
+
 def test_list_opts_has_our_group_alone():
     ((group, opts),) = _options.list_opts()
     assert group == "oslo_messaging_fastmsg"
