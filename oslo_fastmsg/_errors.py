@@ -42,6 +42,10 @@ _CHECK_AUTO_DELETE = (
     "rabbit_quorum_queue to false"
 )
 _CHECK_SIZE = "send less at a time, or raise max_message_size in the broker"
+_CHECK_LIMITS = (
+    "check the length limits of the queues behind that name, and that quorum queues "
+    "have a majority"
+)
 _CHECK_ALARM = (
     "check the broker for a memory or disk alarm, and option send_timeout in "
     "[oslo_messaging_fastmsg]"
@@ -57,7 +61,7 @@ _CHECKS: dict[tuple[type, int], str] = {
 _CHECKS_OF_CLASS: dict[type, str] = {
     _core.Refused: _CHECK_LOGIN,
     _core.Disconnected: _CHECK_REACH,
-    _core.Nacked: "check the length limits of the queues behind that name",
+    _core.Nacked: _CHECK_LIMITS,
     _core.Timeout: _CHECK_ALARM,
 }
 
@@ -108,6 +112,8 @@ def _what_to_check(error: _core.Error) -> str | None:
         return _CHECK_SIZE
     if "invalid property 'auto-delete'" in str(error):
         return _CHECK_AUTO_DELETE
+    if "basic.nack" in str(error):
+        return _CHECK_LIMITS
     check = _CHECKS.get((type(error), getattr(error, "code", 0)))
     return check or _CHECKS_OF_CLASS.get(type(error))
 

@@ -17,7 +17,6 @@ enum {
 };
 #define DOZE_NS (5 * FM_NS_PER_MS)
 #define EXPIRE_NS FM_NS_PER_S
-#define NACK_PATIENCE_NS (5 * FM_NS_PER_S)
 /* Between two strikes. A broker that deletes an exchange may say 404 and let it
  * be declared again several times, until it is done with that. */
 #define STRIKE_NS (100 * FM_NS_PER_MS)
@@ -289,12 +288,12 @@ fm_publisher_explain(
     else if (message->place == FM_PLACE_UNSENT && message->gate != NULL
         && fm_gate_state_get(message->gate) != FM_GATE_OPEN)
         text = "the reply queue was not ready";
+    else if (message->place != FM_PLACE_CALLER && message->pause_ns > 0)
+        text = "the broker did not take it (basic.nack), again and again";
     else if (message->place == FM_PLACE_UNSENT)
         text = "could not be sent yet";
     else if (message->place == FM_PLACE_SENT)
         text = "sent, but the broker did not confirm";
-    else if (message->place == FM_PLACE_PARKED)
-        text = "the broker did not take it (basic.nack), again and again";
     else
         text = "no reply";
     fm_mutex_unlock(&publisher->output->lock);
@@ -343,16 +342,12 @@ typedef struct outcomes {
 
 /* A nack may be over in a moment: a quorum queue that has lost its leader
  * with a node refuses whoever is new to it until there is another one. A queue
- * that is full may be so for good. */
+ * that is full may be so for good: whoever waits gives up at his deadline. */
 static bool
-bears_nack(fm_message *message, int64_t now)
+bears_nack(fm_message *message)
 {
-    if (message->retry != FM_RETRY_FOREVER
-        && ++message->losses > message->retry)
-        return false;
-    if (message->give_up == FM_NEVER)
-        message->give_up = now + NACK_PATIENCE_NS;
-    return true;
+    return message->retry == FM_RETRY_FOREVER
+        || ++message->losses <= message->retry;
 }
 
 /* RabbitMQ 3.10 looks for a quorum queue's leader once for each channel, with
@@ -384,7 +379,7 @@ settle_one(fm_publisher *publisher, fm_publisher_lane *lane, uint64_t tag,
         fm_counter_add(&publisher->counters.confirmed, 1);
     }
     if (!message->abandoned
-        && (nack ? bears_nack(message, now)
+        && (nack ? bears_nack(message)
                  : message->returned && message->handed_over)
         && fm_handed_try_park(&publisher->handed, message, now))
         return;

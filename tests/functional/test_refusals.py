@@ -14,7 +14,7 @@ import oslo_messaging
 import pytest
 from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint, stock_takes
-from fix_wire import payload_of
+from fix_wire import envelope, payload_of
 from oslo_config import cfg
 
 PASSWORD = "s3cret-Zq9/@:%"
@@ -321,7 +321,11 @@ def full(broker, topic, spy):
 def test_a_full_queue_that_refuses_is_a_delivery_failure(
     fast, peers, broker, topic, full, bystander, retry
 ):
-    client = peers.client(fast, topic=topic, transport=bystander.transport, retry=retry)
+    """At once, or when the sender's time is over."""
+    transport = bystander.transport
+    if retry is None:
+        transport = peers.transport(fast, query={"send_timeout": 1})
+    client = peers.client(fast, topic=topic, transport=transport, retry=retry)
 
     with pytest.raises(oslo_messaging.MessageDeliveryFailure) as caught:
         client.cast({}, "echo")
@@ -344,6 +348,31 @@ def test_what_was_refused_for_a_moment_is_sent_again(
     assert pending.result() is None
     assert payload_of(spy.tap(full, **FULL).get().body)["args"] == {"arg": "again"}
     assert stats()["nacked"] < 5
+
+
+@pytest.mark.parametrize("kind", ["call", "cast"])
+def test_what_is_refused_for_longer_is_sent_again_while_its_sender_waits(
+    fast, peers, broker, topic, spy, full, background, kind
+):
+    """A cluster on a busy machine takes its time to elect a leader."""
+    client = peers.client(fast, topic=topic, timeout=30)
+    pending = background(getattr(client, kind), {}, "echo", arg="again")
+    stats = client.transport._driver._use_bus("test").stats
+    # Pauses of 0.25, 0.5, 1, 2 and 4 s lie between six refusals.
+    wait_until(lambda: stats()["nacked"] >= 6, 30)
+    assert not pending.is_done()
+
+    broker.purge_queue(full)
+    answers = spy.tap(full, **FULL)
+    if kind == "call":
+        request = payload_of(answers.get().body)
+        reply = {"result": "x", "failure": None, "ending": True}
+        reply["_msg_id"] = request["_msg_id"]
+        spy.send("", request["_reply_q"], envelope(reply))
+        assert pending.result() == "x"
+    else:
+        assert pending.result() is None
+        assert payload_of(answers.get().body)["args"] == {"arg": "again"}
 
 
 def test_a_call_that_is_refused_all_the_time_says_so_at_its_timeout(

@@ -274,7 +274,7 @@ a_nack_fails_what_may_not_be_tried_again(void)
 
 /* A quorum queue refuses until it has a leader again. */
 static void
-a_nacked_message_is_sent_again_for_a_while(void)
+a_nacked_message_is_sent_again_while_its_sender_waits(void)
 {
     fm_message *message;
     fm_error error;
@@ -294,15 +294,21 @@ a_nacked_message_is_sent_again_for_a_while(void)
     confirm(FM_LANE_RPC, 4, false);
     expect_end(message, FM_OK);
 
+    /* For as long as its sender waits, and at most four seconds apart. */
     message = submit_new("refused for good");
-    nack(5);
-    CHECK(message->give_up - fm_now() > 4 * FM_NS_PER_S);
-    CHECK(message->give_up - fm_now() <= 5 * FM_NS_PER_S);
-    end_pause();
-    message->give_up = fm_now();
-    nack(6);
-    CHECK_HAS(message->error.text, "nack");
-    expect_end(message, FM_NACKED);
+    for (uint64_t tag = 5; tag <= 30; tag++) {
+        nack(tag);
+        CHECK_INT(message->place, FM_PLACE_PARKED);
+        CHECK(message->due - fm_now() <= 4 * FM_NS_PER_S);
+        end_pause();
+        expect_published(FM_LANE_RPC, "refused for good");
+        fm_publisher_explain(&publisher, message, &error);
+        CHECK_HAS(error.text, "nack");
+    }
+    fm_publisher_cancel(&publisher, message);
+    nack(31);
+    CHECK_INT(message->place, FM_PLACE_CALLER);
+    fm_message_unref(message);
     tear_down();
 }
 
@@ -1287,7 +1293,7 @@ main(void)
     RUN(one_confirm_may_settle_many);
     RUN(a_confirm_of_what_was_never_sent_ends_the_connection);
     RUN(a_nack_fails_what_may_not_be_tried_again);
-    RUN(a_nacked_message_is_sent_again_for_a_while);
+    RUN(a_nacked_message_is_sent_again_while_its_sender_waits);
     RUN(a_channel_that_goes_on_refusing_is_opened_anew);
     RUN(what_is_not_confirmed_there_is_sent_a_second_time);
     RUN(a_renewal_may_be_overtaken);

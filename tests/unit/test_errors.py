@@ -52,6 +52,7 @@ def test_each_error_has_its_exception(kind, of_a_call, of_others):
         ),
         (error_of(_core.Nacked), "length limits"),
         (error_of(_core.Timeout), "alarm"),
+        (error_of(_core.Timeout, "it was refused (basic.nack)"), "length limits"),
     ],
 )
 def test_the_text_says_what_to_check(error, check):
