@@ -133,6 +133,17 @@ class FaultyProxy(Proxy):
             one.close()
         self._crowd.clear()
 
+    def part(self) -> None:
+        """Let nothing pass and nobody in, as a network in two parts; whoever is
+        connected is told nothing. :meth:`mend` ends it."""
+        self.silence()
+        self.black_hole()
+
+    def mend(self) -> None:
+        """End :meth:`part`; what the kernels still hold passes."""
+        self.accept()
+        self.resume()
+
     def slow(self, *, delay_s: float = 0.0, rate: int = 0, slice: int = 0) -> None:
         """Pass things on late, at so many bytes a second, in pieces of so many
         bytes; 0 for none of it, in both directions."""
