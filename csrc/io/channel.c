@@ -235,6 +235,9 @@ take_method(fm_channel *channel, const fm_frame *frame, fm_error *error)
     if (channel->state == FM_CHANNEL_BUSY
         && channel->script.expect[channel->answered] == id) {
         channel->moved_at = fm_now();
+        if (channel->ops->answer != NULL)
+            channel->ops->answer(
+                channel, id, (fm_slice){ frame->payload, frame->len });
         if (++channel->answered == channel->script.count) {
             channel->state = id == FM_METHOD_CHANNEL_CLOSE_OK
                 ? FM_CHANNEL_CLOSED

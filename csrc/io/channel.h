@@ -47,6 +47,8 @@ typedef struct fm_channel_ops {
     /* The broker closed the channel; close-ok is written. Not called when
      * the whole connection goes. */
     void (*closed)(fm_channel *channel, const fm_close *why);
+    /* One of its answers has come. NULL: nobody wants to know. */
+    void (*answer)(fm_channel *channel, uint32_t id, fm_slice payload);
     /* Any other method; FM_BAD_FRAME ends the connection. */
     fm_status (*method)(fm_channel *channel, uint32_t id, fm_slice payload);
     /* A message, which is the owner's now. */

@@ -20,7 +20,12 @@ enum {
  * takes its time to forget those of a node that died. */
 #define FIRST_LOOK_NS FM_NS_PER_S
 #define NEXT_LOOK_NS (9 * FM_NS_PER_S)
-enum { LOOKS = 2, ACCESS_REFUSED = 403, NOT_FOUND = 404, PRECONDITION_FAILED = 406 };
+enum {
+    LOOKS = 2,
+    ACCESS_REFUSED = 403,
+    NOT_FOUND = 404,
+    PRECONDITION_FAILED = 406
+};
 /* From then on, those of replies, for the sake of health(); and others of which
  * one was gone: what the broker has left of it may expire by and by, and then
  * deletes the new one, which has its name. */
@@ -653,7 +658,8 @@ next_look_at(const fm_consumer *consumer, int64_t now)
 {
     uint64_t dice = (uint64_t)now * UINT64_C(0x9e3779b97f4a7c15) >> 20;
 
-    if (consumer->is_watched || consumer->table != NULL)
+    if (consumer->is_watched || consumer->table != NULL
+        || consumer->has_streams)
         return now + WATCH_NS;
     if (fm_consumer_binds(consumer))
         return now + BIND_NS - (int64_t)(dice % (uint64_t)(BIND_NS / 4));
@@ -666,7 +672,7 @@ begin_consuming(fm_consumer *consumer, int64_t now)
     atomic_store(&consumer->verified_at, now);
     consumer->is_untold = false;
     consumer->verify_at = next_look_at(consumer, now);
-    if (consumer->recovers) {
+    if (consumer->recovers || consumer->has_streams) {
         consumer->verify_at = now + FIRST_LOOK_NS;
         consumer->looks = LOOKS - 1;
     }
@@ -943,7 +949,7 @@ note_place(fm_consumer *consumer, fm_delivery *delivery)
     if (index == SIZE_MAX || !consumer->places[index].is_of_stream)
         return;
     fm_mutex_lock(&consumer->lock);
-    fm_place_arrive(&consumer->places[index], delivery);
+    fm_place_arrive(&consumer->places[index], delivery, fm_now());
     fm_mutex_unlock(&consumer->lock);
 }
 
@@ -1131,6 +1137,52 @@ bool
 fm_consumer_binds(const fm_consumer *consumer)
 {
     return !consumer->is_unbound && fm_topology_binds(consumer->topology);
+}
+
+bool
+fm_consumer_is_looked_at(const fm_consumer *consumer, size_t index)
+{
+    return fm_consumer_may_lose(consumer, index)
+        || consumer->places[index].is_of_stream;
+}
+
+/* Does a delivery of it wait to be taken? */
+static bool
+has_untaken_locked(const fm_consumer *consumer, size_t index)
+    FM_REQUIRES(consumer->lock)
+{
+    for (const fm_delivery *each = consumer->intake; each != NULL;
+         each = each->next)
+        if (index_of_tag(consumer, each->deliver.consumer_tag) == index)
+            return true;
+    return false;
+}
+
+void
+fm_consumer_measured(
+    fm_consumer *consumer, size_t index, uint32_t length, int64_t now)
+{
+    fm_growth growth;
+
+    if (!consumer->places[index].is_of_stream
+        || consumer->state != FM_CONSUMER_CONSUMING)
+        return;
+    fm_mutex_lock(&consumer->lock);
+    growth = fm_place_measure(&consumer->places[index], length, now);
+    if (growth == FM_GROWTH_UNHEARD && has_untaken_locked(consumer, index))
+        growth = FM_GROWTH_HEARD;
+    fm_mutex_unlock(&consumer->lock);
+    if (growth == FM_GROWTH_HEARD)
+        return;
+    fm_event_post(FM_WARNING,
+        growth == FM_GROWTH_SHRUNK
+            ? "the stream '%s' is shorter than it was: reading again what came "
+              "lately, in case it was made anew"
+            : "nothing comes from the stream '%s', which has grown: consuming "
+              "it again",
+        consumer->queues[index]);
+    consumer->missing[index] = true;
+    consumer->any_lost = true;
 }
 
 void

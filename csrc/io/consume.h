@@ -195,7 +195,9 @@ fm_deadline fm_consumer_step(fm_consumer *consumer, int64_t now, bool up);
 /* For the verifier (verify.h). When its queues are to be looked for; FM_NEVER
  * unless it consumes. */
 fm_deadline fm_consumer_verify_at(const fm_consumer *consumer);
-/* Could the queue of this index be gone without a basic.cancel? */
+/* Is there something to look for at the queue of this index? */
+bool fm_consumer_is_looked_at(const fm_consumer *consumer, size_t index);
+/* Could it be gone without a basic.cancel? */
 bool fm_consumer_may_lose(const fm_consumer *consumer, size_t index);
 /* Are its queues bound, so that they are to be bound again? */
 bool fm_consumer_binds(const fm_consumer *consumer);
@@ -203,6 +205,9 @@ bool fm_consumer_binds(const fm_consumer *consumer);
  * it will not bind them. */
 void fm_consumer_verified(fm_consumer *consumer, int64_t now);
 void fm_consumer_lost(fm_consumer *consumer, size_t index);
+/* It is there, with so many messages. */
+void fm_consumer_measured(
+    fm_consumer *consumer, size_t index, uint32_t length, int64_t now);
 void fm_consumer_not_verified(fm_consumer *consumer, const fm_close *why);
 void fm_consumer_not_bound(fm_consumer *consumer, const fm_close *why);
 

@@ -63,7 +63,7 @@ find_next(
         if (consumer == NULL)
             return false;
         for (; verifier->index < consumer->queue_count; verifier->index++)
-            if (fm_consumer_may_lose(consumer, verifier->index))
+            if (fm_consumer_is_looked_at(consumer, verifier->index))
                 return true;
         if (verifier->index == consumer->queue_count
             && fm_consumer_binds(consumer))
@@ -125,6 +125,19 @@ verifier_done(fm_channel *channel)
 }
 
 static void
+verifier_answer(fm_channel *channel, uint32_t id, fm_slice payload)
+{
+    fm_verifier *verifier = channel->owner;
+    fm_declare_ok found;
+
+    if (id == FM_METHOD_QUEUE_DECLARE_OK && verifier->checked != NULL
+        && verifier->index < verifier->checked->queue_count
+        && fm_amqp_get_declare_ok(payload.data, payload.len, &found) == FM_OK)
+        fm_consumer_measured(
+            verifier->checked, verifier->index, found.message_count, fm_now());
+}
+
+static void
 verifier_closed(fm_channel *channel, const fm_close *why)
 {
     fm_verifier *verifier = channel->owner;
@@ -136,6 +149,9 @@ verifier_closed(fm_channel *channel, const fm_close *why)
         return;
     if (verifier->index == consumer->queue_count)
         fm_consumer_not_bound(consumer, why);
+    else if (why->code == NOT_FOUND
+        && !fm_consumer_may_lose(consumer, verifier->index))
+        fm_consumer_verified(consumer, fm_now()); /* its node is down */
     else if (why->code == NOT_FOUND)
         fm_consumer_lost(consumer, verifier->index);
     else
@@ -161,6 +177,7 @@ verifier_content(fm_channel *channel, fm_delivery *delivery)
 static const fm_channel_ops verifier_ops = {
     .done = verifier_done,
     .closed = verifier_closed,
+    .answer = verifier_answer,
     .method = verifier_method,
     .content = verifier_content,
 };

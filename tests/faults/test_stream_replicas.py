@@ -120,6 +120,21 @@ def test_a_node_without_a_replica_is_left_within_a_second(service):
     assert took < 1
 
 
+def test_a_replica_that_is_deleted_under_its_reader_is_missed(service, caplog):
+    """The broker says nothing, and delivers nothing: that the stream grows shows it."""
+    service.send(3)
+    service.endpoint.seen.wait(3)
+    (node,) = service.nodes()
+
+    service.change("delete", node)
+    service.send(4)
+    wait_until(lambda: len(service.endpoint.seen) == 7, 120)
+
+    service.check()
+    assert node not in service.nodes()
+    assert "which has grown: consuming it again" in caplog.text
+
+
 def test_with_no_other_host_it_waits_for_a_replica(
     cluster, cluster_peers, topic, caplog
 ):

@@ -41,6 +41,12 @@ def offsets(proxy):
     return [each["x-stream-offset"] for each in consumes if "x-stream-offset" in each]
 
 
+def looks(proxy, topic):
+    """Give the passive declarations of the stream."""
+    declared = [method.arguments for method in proxy.methods("queue.declare")]
+    return [each for each in declared if each[1:3] == (f"{topic}_fanout", True)]
+
+
 def is_consumed(broker, topic, count=1):
     rows = [row["queue_name"] for row in broker.consumers()]
     return rows.count(f"{topic}_fanout") == count
@@ -141,10 +147,9 @@ def test_what_was_not_taken_yet_is_delivered_again(fast, peers, broker, topic, p
     for number in range(30):
         fanout(client, number)
 
-    for _ in range(2):
+    for times in (2, 3):
         proxy.cut()
-        wait_until(lambda: not is_consumed(broker, topic))
-        wait_until(lambda: is_consumed(broker, topic))
+        proxy.wait_for(lambda times=times: len(offsets(proxy)) == times)
     endpoint.gate.set()
 
     seen = seen_by(client, endpoint)
@@ -193,6 +198,38 @@ def test_a_stream_that_was_deleted_begins_anew(fast, peers, broker, topic):
     assert sorted(endpoint.seen.wait(15)) == list(range(15))
     assert sorted(seen_by(client, endpoint)) == list(range(15))
     assert {row["pid"] for row in broker.connections()} == connections
+
+
+@pytest.mark.slow
+def test_a_stream_that_was_made_anew_meanwhile_is_heard(
+    fast, peers, broker, topic, proxy, caplog
+):
+    """Nobody tells, and the offset that is asked for is one of the old stream."""
+    endpoint, other = TestEndpoint(), TestEndpoint()
+    peers.server(fast, endpoint, topic=topic, via=proxy, rabbit=QUICK)
+    client = peers.client(fast, topic=topic, rabbit=QUICK)
+    wait_until(lambda: is_consumed(broker, topic))
+    for number in range(30):
+        fanout(client, number)
+    endpoint.seen.wait(30)
+    # Its length is known: it was looked at when it was consumed, and some ten
+    # seconds later. (The broker's count is up to five seconds old.)
+    proxy.wait_for(lambda: len(looks(proxy, topic)) == 2, 30)
+    proxy.wait_for(lambda: len(proxy.methods("channel.close")) == 2)
+
+    proxy.refuse()
+    proxy.cut()
+    broker.delete_queue(f"{topic}_fanout")
+    peers.server(fast, other, topic=topic, server="other", rabbit=QUICK)
+    wait_until(lambda: is_consumed(broker, topic))
+    for number in range(30, 35):
+        fanout(client, number)
+    other.seen.wait(5)
+    proxy.accept()
+
+    assert sorted(endpoint.seen.wait(35, timeout=30)) == list(range(35))
+    assert sorted(seen_by(client, endpoint)) == list(range(35))
+    assert "is shorter than it was" in caplog.text
 
 
 # --- what streams cannot do ---

@@ -69,23 +69,28 @@ go_down(void)
 }
 
 static void
-set_up(bool replies)
+set_up_queue(bool replies, const fm_queue *queue)
 {
     fm_consumer_config config = { queues, 2, 5, replies, false };
-    fm_queue queue = { .name = "one" };
     fm_topology *topology;
 
     CHECK_INT(fm_waker_init(&waker), FM_OK);
     fm_output_init(&output, &waker);
     fm_reply_table_init(&table);
     CHECK_INT(fm_topology_new(&topology), FM_OK);
-    CHECK_INT(fm_topology_add_queue(topology, &queue), FM_OK);
+    CHECK_INT(fm_topology_add_queue(topology, queue), FM_OK);
     CHECK_INT(
         fm_consumer_new(&config, topology, &output, &table, &consumer), FM_OK);
     fm_topology_unref(topology);
     fm_consumer_set_served(consumer, true);
     consumer->channel.id = 3;
     go_up();
+}
+
+static void
+set_up(bool replies)
+{
+    set_up_queue(replies, &(fm_queue){ .name = "one" });
 }
 
 static void
@@ -236,6 +241,38 @@ stopping_gives_back_what_was_not_taken(void)
     flush();
     expect_method(FM_METHOD_BASIC_ACK);
     fm_delivery_free(delivery);
+    CHECK(line_is_silent(&wire));
+    tear_down();
+}
+
+/* RabbitMQ closes the connection when a delivery of a stream is rejected. */
+static void
+what_a_stream_delivered_is_never_rejected(void)
+{
+    static const fm_arg type = {
+        .name = "x-queue-type", .kind = FM_ARG_TEXT, .text = "stream"
+    };
+    fm_delivery *delivery;
+
+    set_up_queue(false,
+        &(fm_queue){
+            .name = "one", .durable = true, .arguments = { &type, 1 } });
+    start();
+    for (uint64_t tag = 1; tag <= 3; tag++)
+        deliver(tag, "x");
+    delivery = take();
+    CHECK(delivery != NULL);
+    fm_consumer_refuse(consumer, delivery, true);
+    flush();
+    expect_method(FM_METHOD_BASIC_ACK);
+    fm_delivery_free(delivery);
+    fm_consumer_want(consumer, FM_GOAL_STOPPED);
+    step();
+    expect_method(FM_METHOD_BASIC_CANCEL);
+    expect_method(FM_METHOD_BASIC_CANCEL);
+    answer_all();
+    expect_wait(FM_OK);
+    flush();
     CHECK(line_is_silent(&wire));
     tear_down();
 }
@@ -864,6 +901,7 @@ main(void)
 {
     RUN(it_declares_first_and_consumes_when_asked);
     RUN(stopping_gives_back_what_was_not_taken);
+    RUN(what_a_stream_delivered_is_never_rejected);
     RUN(closing_deletes_what_it_was_told_to);
     RUN(queues_are_deleted_on_a_new_channel_if_need_be);
     RUN(goals_are_reached_without_a_connection);
