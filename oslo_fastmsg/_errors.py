@@ -51,6 +51,23 @@ _CHECK_ALARM = (
     "[oslo_messaging_fastmsg]"
 )
 
+# By what the text has in it, whatever its class and code.
+_CHECKS_OF_TEXT: dict[str, str] = {
+    "larger than configured max": _CHECK_SIZE,
+    "invalid property 'auto-delete'": _CHECK_AUTO_DELETE,
+    "basic.nack": _CHECK_LIMITS,
+    "queue limit in vhost": (
+        "raise or clear max-queues of the virtual host (rabbitmqctl set_vhost_limits), "
+        "or look for queues that nobody uses"
+    ),
+    "connection limit": (
+        "raise or clear max-connections of the virtual host or user (rabbitmqctl "
+        "set_vhost_limits, set_user_limits); each process has two connections"
+    ),
+    "(channel_max)": (
+        "raise channel_max in the broker: each listener of a process has a channel"
+    ),
+}
 _CHECKS: dict[tuple[type, int], str] = {
     (_core.Refused, 403): _CHECK_LOGIN,
     (_core.Refused, 530): _CHECK_VHOST,
@@ -108,12 +125,9 @@ def _failure(text: str) -> Exception:
 
 
 def _what_to_check(error: _core.Error) -> str | None:
-    if "larger than configured max" in str(error):
-        return _CHECK_SIZE
-    if "invalid property 'auto-delete'" in str(error):
-        return _CHECK_AUTO_DELETE
-    if "basic.nack" in str(error):
-        return _CHECK_LIMITS
+    for mark, text in _CHECKS_OF_TEXT.items():
+        if mark in str(error):
+            return text
     check = _CHECKS.get((type(error), getattr(error, "code", 0)))
     return check or _CHECKS_OF_CLASS.get(type(error))
 

@@ -448,6 +448,7 @@ become_open(fm_conn *conn, fm_attempt *attempt, int64_t now)
     conn->last_read = conn->up_at = now;
     fm_strictness_note_version(conn->output.strictness,
         conn->session.broker_product, conn->session.broker_version);
+    conn->output.channel_max = conn->session.channel_max;
     conn->is_learning = !atomic_load(&conn->output.strictness->is_strict);
     atomic_store(&conn->seen_host, attempt->host);
     atomic_store(&conn->seen_read, now);

@@ -1032,6 +1032,24 @@ has_farewell(fm_consumer *consumer)
     return has && consumer->established;
 }
 
+/* The broker would end the whole connection for it. */
+static void
+lack_channel(fm_consumer *consumer, int64_t now)
+{
+    fm_error error;
+
+    (void)fm_error_set(&error, FM_REJECTED, 0,
+        "the broker allows %u channels per connection (channel_max), and this "
+        "process has no other left for the consumer of '%s'",
+        consumer->output->channel_max, consumer->queues[0]);
+    if (!consumer->established) {
+        fm_consumer_fail(consumer, &error);
+        return;
+    }
+    fm_event_post(FM_ERROR, "%s", error.text);
+    put_off(consumer, now);
+}
+
 /* From where it is, one move towards the goal. */
 static void
 move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
@@ -1062,6 +1080,10 @@ move(fm_consumer *consumer, fm_consumer_goal goal, int64_t now)
     } else if (consumer->state == FM_CONSUMER_DOWN) {
         if (now < consumer->retry_at)
             return;
+        if (channel->id > consumer->output->channel_max) {
+            lack_channel(consumer, now);
+            return;
+        }
         consumer->consumes = goal == FM_GOAL_CONSUMING;
         consumer->recovers = consumer->established;
         status = write_declare(&script, consumer, consumer->consumes);

@@ -248,6 +248,12 @@ agree(struct talk *talk, const fm_tune *tune, const fm_login *login,
 {
     session->channel_max =
         tune->channel_max == 0 ? UINT16_MAX : tune->channel_max;
+    if (session->channel_max < FM_CHANNELS_LEAST)
+        return fm_error_set(talk->error, FM_REFUSED, CODE_NOT_ALLOWED,
+            "%s allows %u channels per connection (channel_max); at least %d "
+            "are needed",
+            fm_socket_peer(talk->sock), session->channel_max,
+            FM_CHANNELS_LEAST);
     session->frame_max = tune->frame_max;
     if (tune->frame_max == 0 || tune->frame_max > FM_FRAME_MAX_MOST)
         session->frame_max = FM_FRAME_MAX_MOST;

@@ -18,6 +18,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* What a connection needs to publish, or to consume from three queues. */
+enum { FM_CHANNELS_LEAST = 5 };
+
 /* Strings are borrowed for the call. */
 typedef struct fm_login {
     fm_introduction who;
@@ -42,11 +45,11 @@ typedef struct fm_session {
 
 /* Log in over a socket that is connected and silent so far.
  *
- * FM_REFUSED: mechanism, login or virtual host; `error` has the broker's
- * code (403, 530, ...) and words. FM_BAD_FRAME: not an AMQP 0-9-1 broker, or
- * a limit that AMQP forbids. FM_TIMED_OUT; FM_CLOSED: `cancel_fd` became
- * readable, or the broker ended the stream or is shutting down (code 320);
- * FM_SYSTEM, FM_TLS, FM_NO_MEMORY. `error` names the step, never a
+ * FM_REFUSED: mechanism, login, virtual host, or too few channels; `error` has
+ * the broker's code (403, 530, ...) and words. FM_BAD_FRAME: not an AMQP 0-9-1
+ * broker, or a limit that AMQP forbids. FM_TIMED_OUT; FM_CLOSED: `cancel_fd`
+ * became readable, or the broker ended the stream or is shutting down (code
+ * 320); FM_SYSTEM, FM_TLS, FM_NO_MEMORY. `error` names the step, never a
  * credential. The socket stays the caller's, and is of no further use unless
  * FM_OK. On FM_OK *out is written, with fm_session_fini() to come, and unsent
  * bytes have two heartbeats' time (fm_socket_set_user_timeout()). */

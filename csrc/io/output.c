@@ -13,6 +13,7 @@ fm_output_init(fm_output *output, fm_waker *waker)
     memset(output, 0, sizeof(*output));
     fm_mutex_init(&output->lock);
     output->waker = waker;
+    output->channel_max = UINT16_MAX;
     output->strictness = fm_strictness_get(0); /* until the hosts are known */
     atomic_init(&output->last_write, 0);
     atomic_init(&output->bytes, 0);

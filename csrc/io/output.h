@@ -44,6 +44,8 @@ typedef struct fm_output {
     fm_error failure FM_GUARDED_BY(lock); /* of a write; FM_OK: none */
     bool starved FM_GUARDED_BY(lock);     /* see fm_output_starve() */
 
+    uint16_t channel_max; /* the highest number. FM_OWNED_BY_THREAD(io) */
+
     atomic_int_fast64_t last_write; /* fm_now() of the last byte sent */
     atomic_uint_fast64_t bytes;     /* sent since the process began */
 } fm_output;

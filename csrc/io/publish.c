@@ -2,6 +2,7 @@
 
 #include "base/event.h"
 #include "io/gate.h"
+#include "io/handshake.h"
 #include "io/loop.h"
 
 #include <assert.h>
@@ -23,6 +24,9 @@ enum {
 #define REFUSAL_NS (200 * FM_NS_PER_MS)
 #define RENEWAL_NS FM_NS_PER_S
 #define NOTIFY_WINDOW_BYTES ((size_t)1024 * 1024)
+
+_Static_assert((int)FM_RESCUER_ID <= (int)FM_CHANNELS_LEAST,
+    "the login makes sure of these");
 
 /* --- life --- */
 

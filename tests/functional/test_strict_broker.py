@@ -90,7 +90,8 @@ def test_a_process_finds_out_once_and_loses_nothing_by_it(
     assert said_of_losses(caplog) == []
 
     proxy.cut()
-    assert client.call({}, "echo", arg=2) == 2
+    patient = peers.client(fast, topic=topic, transport=transport)
+    assert patient.call({}, "echo", arg=2) == 2
     other = peers.transport(fast, via=proxy, query={"heartbeat_timeout_threshold": 33})
     assert peers.client(fast, topic=topic, transport=other).call({}, "who") == ""
     assert len(proxy.links()) == made + 4  # two again, and the other's two

@@ -296,7 +296,7 @@ test_limits_and_heartbeats_are_agreed_on(void)
         { { 100, 4096, 30 }, 60, 100, 4096, 30 },
         { { 100, 8192, 60 }, 30, 100, 8192, 30 },
         { { 2047, 1 << 20, 60 }, 0, 2047, 131072, 0 },
-        { { 1, UINT32_MAX, 1 }, 65535, 1, 131072, 1 },
+        { { 5, UINT32_MAX, 1 }, 65535, 5, 131072, 1 },
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -317,6 +317,15 @@ test_limits_and_heartbeats_are_agreed_on(void)
         CHECK_INT(user_timeout_ms, cases[i].heartbeat_s * 2000);
         fm_session_fini(&session);
     }
+}
+
+static void
+test_too_few_channels_to_work_with_are_refused(void)
+{
+    actor broker = good_broker;
+
+    broker.tune.channel_max = 4;
+    fails(broker, FM_REFUSED, 530, "allows 4 channels per connection");
 }
 
 static void
@@ -594,6 +603,7 @@ main(void)
 
     RUN(test_a_good_broker_in_pieces_of_any_size);
     RUN(test_limits_and_heartbeats_are_agreed_on);
+    RUN(test_too_few_channels_to_work_with_are_refused);
     RUN(test_frames_below_amqp_s_least_are_refused);
     RUN(test_an_empty_virtual_host_is_the_root);
     RUN(test_a_mechanism_that_the_broker_does_not_offer);
