@@ -7,6 +7,7 @@ but :func:`payload_of`, which the tests read with, and :func:`packed`.
 import collections
 import dataclasses
 import json
+import os
 import re
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import amqp
 import msgpack
 import pytest
+from private_broker import STRICT_VARIABLE
 
 __all__ = [
     "MSGPACK",
@@ -32,6 +34,10 @@ __all__ = [
     "request",
     "spy",
 ]
+
+
+#: A broker that is strict takes no others than durable ones.
+IS_STRICT = bool(os.environ.get(STRICT_VARIABLE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +133,9 @@ class Spy:
     def queue(self, name: str | None = None, **arguments: Any) -> str:
         """Declare a queue with the flags of oslo's; give its name."""
         name = name or f"spy-{uuid.uuid4().hex}"
-        self._channel.queue_declare(name, auto_delete=False, arguments=arguments)
+        self._channel.queue_declare(
+            name, durable=IS_STRICT, auto_delete=False, arguments=arguments
+        )
         return name
 
     def exchange(self, name: str, kind: str = "topic") -> None:

@@ -12,6 +12,7 @@ import oslo_messaging
 import pytest
 from fix_objects import wait_until
 from fix_peer import TestEndpoint
+from private_broker import rabbitmq_version
 
 QUICK = {
     "kombu_reconnect_delay": 0.05,
@@ -26,12 +27,14 @@ PERIOD_S = 60
 
 def forget(broker, *queues):
     """Do what rabbit_amqqueue:on_node_down/1 does, once it has their names."""
+    remove = "rabbit_binding:remove_transient_for_destination"
+    if rabbitmq_version() >= (4,):
+        remove = "rabbit_db_binding:delete_transient_for_destination_in_mnesia"
     for queue in queues:
         name = f'rabbit_misc:r(<<"{broker.virtual_host}">>, queue, <<"{queue}">>)'
         broker.evaluate(
-            "rabbit_misc:execute_mnesia_transaction(fun() -> "
-            f"ok = mnesia:delete({{rabbit_queue, {name}}}), "
-            f"rabbit_binding:remove_transient_for_destination({name}) end)"
+            "{atomic, _} = mnesia:sync_transaction(fun() -> "
+            f"ok = mnesia:delete({{rabbit_queue, {name}}}), {remove}({name}) end)"
         )
         assert broker.queue(queue) is None
 
@@ -94,8 +97,11 @@ def test_a_queue_forgotten_as_its_consumer_comes_back_is_there_again_soon(
     assert LINE in caplog.text
     assert "the broker cancelled the consumer" not in caplog.text
     wait_until(lambda: consumed(broker) == queues)
-    # Neither a lost connection nor basic.cancel has done it.
-    assert {row["pid"] for row in broker.connections()} == connections
+    # Neither a lost connection nor basic.cancel has done it. (RabbitMQ 4.0 stumbles
+    # when a consumer of what it has forgotten is cancelled, and closes the
+    # connection with a true 541: then that has done it.)
+    if rabbitmq_version() < (4,):
+        assert {row["pid"] for row in broker.connections()} == connections
     # More than the prefetch: what comes is acknowledged to the queue that it
     # came from, not to the one before.
     for number in range(300):
