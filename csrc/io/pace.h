@@ -18,7 +18,7 @@ typedef struct fm_pace {
     int64_t start_ns; /* the interval after the first failed round, ... */
     int64_t step_ns;  /* ... more after each further one, ... */
     int64_t max_ns;   /* ... up to start + this, and that after a few */
-    int64_t splay_ns; /* so much more at most, at random, is the caller's to add */
+    int64_t splay_ns; /* at most so much more, which the caller adds */
 } fm_pace;
 
 /* How long to wait after so many rounds, 1 or more, failed in a row. `dice`:
