@@ -64,7 +64,8 @@ def bounds(promised: float, generous: float) -> pytest.MarkDecorator:
 
 
 def print_figures(reporter: Any, config: pytest.Config) -> None:
-    """Print the table; what tests of several bounds measured stands once."""
+    """Print the table: every row, so that none is missing unnoticed; what tests
+    of several bounds measured stands once."""
     measured = config.stash.get(_FIGURES, [])
     if not measured:
         return
@@ -78,6 +79,8 @@ def print_figures(reporter: Any, config: pytest.Config) -> None:
     reporter.write_line(
         form.format("row", "fault", "promise", "measured (fast)", "measured (stock)")
     )
+    for row in ROWS.keys() - {row for row, _ in lines}:
+        lines[row, "not measured in this run"] = {}
     shown = 0
     for (row, what), texts in sorted(lines.items()):
         fault, promise = ROWS[row] if row != shown else ("", "")
@@ -86,6 +89,8 @@ def print_figures(reporter: Any, config: pytest.Config) -> None:
             f"{what}: {' | '.join(texts[driver])}" if driver in texts else "-"
             for driver in ("fast", "stock")
         ]
+        if not texts:
+            by_driver[0] = what
         reporter.write_line(form.format(row, fault, promise, *by_driver))
 
 
