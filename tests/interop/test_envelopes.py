@@ -54,6 +54,7 @@ def is_packed(publication):
     return is_packed
 
 
+@pytest.mark.options("envelope")
 @each_pair
 def test_a_call_and_its_reply_are_what_each_side_may_send(
     peers, topic, wire, sender, receiver, fast
@@ -79,6 +80,7 @@ def test_a_call_and_its_reply_are_what_each_side_may_send(
         assert HEADER not in reply.properties
 
 
+@pytest.mark.options("envelope")
 @each_pair
 def test_casts_fanouts_and_notifications_are_what_the_sender_sends(
     peers, topic, wire, sender, receiver, fast
@@ -304,6 +306,7 @@ def test_nobody_tells_where_json_is_welcome(peers, topic, caplog, fast):
     assert told(caplog) == []
 
 
+@pytest.mark.options("envelope")
 def test_a_stock_server_rejects_it_and_lives_on(peers, topic, fast):
     """What the option's help and the operator's guide warn of."""
     endpoint = TestEndpoint()
