@@ -3,7 +3,7 @@
 #include "base/sync.h"
 
 /* Rounds after which the outage is taken to be a long one: with default
- * options they last 10 s on the average, and 18 s at most. */
+ * options they last 7 s on the average, and 12 s at most. */
 enum { SHORT_ROUNDS = 3 };
 #define LEAST_PAUSE_NS (10 * FM_NS_PER_MS)
 
@@ -16,7 +16,7 @@ interval(const fm_pace *pace, unsigned rounds)
         return pace->start_ns;
     if (rounds > SHORT_ROUNDS)
         return pace->start_ns + pace->max_ns;
-    growth = pace->step_ns * (int64_t)rounds;
+    growth = pace->step_ns * (int64_t)(rounds - 1);
     return pace->start_ns + (growth < pace->max_ns ? growth : pace->max_ns);
 }
 
