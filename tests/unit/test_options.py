@@ -109,6 +109,7 @@ def aliases():
     return [
         pytest.param(option, alias, id=f"{option.name}-{alias.group}-{alias.name}")
         for option in _compat.rabbit_opts()
+        if option.name not in _options._WITHOUT_MEANING
         for alias in option.deprecated_opts
     ]
 
