@@ -14,9 +14,10 @@ from fix_peer import TestEndpoint, standalone_peers
 LIMIT_S = 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_allocation_of_the_core_may_fail(broker, figure):
-    """The same program runs under AddressSanitizer in tests/native."""
+    """For the table: the same program runs under AddressSanitizer in tests/native."""
     build = Build("plain")
     build.compile_core()
     program = build.compile_program(FOLDER / "test_broker_memory.c")
