@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import docutils.core
+import fix_faults
 import pytest
 from docutils import nodes
 from fix_looking import members
@@ -382,6 +383,15 @@ def test_our_own_options_are_listed(operators):
     ((_, options),) = _options.list_opts()
     listed = [literals(row["option"])[0] for row in table(operators, "own-options")]
     assert listed == [option.name for option in options]
+
+
+def test_faults_and_promises_are_those_of_the_rig():
+    rows = table(read(DOCS / "faults.rst"), "promises")
+    stated = {
+        int(row["row"].astext()): (row["fault"].astext(), row["promise"].astext())
+        for row in rows
+    }
+    assert stated == fix_faults.ROWS
 
 
 def strings_of_the_sources():
