@@ -67,7 +67,8 @@ def test_another_server_gets_what_a_slow_one_cannot_begin(
 
     quick = Quick()
     peers.server(fast, quick, topic=topic, server="server2")
-    assert quick.seen.wait(4) == [4, 5, 6, 7]
+    # Its workers run side by side.
+    assert sorted(quick.seen.wait(4)) == [4, 5, 6, 7]
 
 
 def test_a_lost_connection_runs_nothing_twice_and_loses_nothing(
