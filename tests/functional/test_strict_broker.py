@@ -9,7 +9,7 @@ import logging
 import pytest
 from fix_faults import reply_queues
 from fix_objects import wait_until
-from fix_peer import Notes, TestEndpoint
+from fix_peer import Notes, TestEndpoint, stock_takes
 
 pytestmark = pytest.mark.rabbitmq4
 
@@ -122,6 +122,23 @@ def test_what_is_configured_to_be_durable_or_quorum_stays_so(
     assert client.call({}, "echo", arg=1) == 1
     types = {row["arguments"].get("x-queue-type") for row in broker.queues()}
     assert types == {"quorum"}
+
+
+@pytest.mark.skipif(
+    not stock_takes("rabbit_transient_quorum_queue", True),
+    reason="the installed release has no transient quorum queues",
+)
+@pytest.mark.parametrize("names", [("fast", "stock"), ("stock", "fast")])
+def test_stock_peers_have_to_be_configured_for_it(peers, fast, broker, topic, names):
+    sender, receiver = names
+    rabbit = {"rabbit_quorum_queue": True, "rabbit_transient_quorum_queue": True}
+    options = {"rabbit": rabbit, "control_exchange": topic}
+    endpoint = TestEndpoint()
+    peers.server(receiver, endpoint, topic=topic, **options)
+    client = peers.client(sender, topic=topic, **options)
+    assert client.call({}, "echo", arg=1) == 1
+    client.prepare(fanout=True).cast({}, "echo", arg=2)
+    assert endpoint.seen.wait(2) == [1, 2]
 
 
 def test_queues_of_stopped_services_do_not_pile_up(peers, fast, broker, topic):
