@@ -36,10 +36,6 @@ __all__ = [
 ]
 
 
-#: A broker that is strict takes no others than durable ones.
-IS_STRICT = bool(os.environ.get(STRICT_VARIABLE))
-
-
 @dataclasses.dataclass(frozen=True)
 class Captured:
     """A delivery as the broker gave it."""
@@ -134,7 +130,11 @@ class Spy:
         """Declare a queue with the flags of oslo's; give its name."""
         name = name or f"spy-{uuid.uuid4().hex}"
         self._channel.queue_declare(
-            name, durable=IS_STRICT, auto_delete=False, arguments=arguments
+            name,
+            # A strict broker takes no others.
+            durable=bool(os.environ.get(STRICT_VARIABLE)),
+            auto_delete=False,
+            arguments=arguments,
         )
         return name
 
