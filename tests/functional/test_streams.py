@@ -317,3 +317,23 @@ def test_an_exchange_of_before_is_used_with_a_durable_stream(
     assert sorted(old.seen.wait(2)) == [0, 1]
     assert sorted(new.seen.wait(2)) == [0, 1]
     assert f"exchange '{topic}_fanout' exists with another 'durable'" in caplog.text
+
+
+@pytest.mark.options("rabbit_transient_queues_ttl")
+def test_a_stream_that_keeps_messages_for_another_time_is_used_as_it_is(
+    fast, peers, broker, topic, caplog
+):
+    endpoints = [TestEndpoint(), TestEndpoint()]
+    for endpoint, ttl in zip(endpoints, (1800, 60), strict=True):
+        rabbit = {**QUICK, "rabbit_transient_queues_ttl": ttl}
+        name = f"keeps-{ttl}"
+        peers.server(fast, endpoint, topic=topic, server=name, rabbit=rabbit)
+    client = peers.client(fast, topic=topic, rabbit=QUICK)
+    wait_until(lambda: is_consumed(broker, topic, 2))
+
+    fanout(client, "all")
+
+    for endpoint in endpoints:
+        assert endpoint.seen.wait() == ["all"]
+    assert f"queue '{topic}_fanout' exists with another 'x-max-age'" in caplog.text
+    assert broker.queue(f"{topic}_fanout")["arguments"]["x-max-age"] == "1800s"
