@@ -3,6 +3,7 @@
 #include "base/event.h"
 
 #include <string.h>
+#include <sys/random.h>
 
 /* How long a declaration may wait; the same, while queues of the same node are
  * likely to be dead, too; and until it is helped once more. */
@@ -10,6 +11,10 @@
 #define NEXT_STUCK_NS (20 * FM_NS_PER_MS)
 #define ALERT_NS (30 * FM_NS_PER_S)
 #define AGAIN_NS (5 * FM_NS_PER_S)
+/* Besides, each process has a patience of its own: those that share a queue
+ * shall not all find it dead in the moment in which the first one makes it
+ * anew. */
+#define JITTER_NS (150 * FM_NS_PER_MS)
 #define NO_MEMORY_NS (100 * FM_NS_PER_MS)
 
 enum { PRECONDITION_FAILED = 406 };
@@ -19,7 +24,11 @@ static const fm_channel_ops rescuer_ops;
 void
 fm_rescuer_init(fm_rescuer *rescuer, fm_output *output, uint16_t channel_id)
 {
-    *rescuer = (fm_rescuer){ 0 };
+    uint32_t drawn = 0;
+
+    if (getrandom(&drawn, sizeof(drawn), GRND_NONBLOCK) < 0)
+        drawn = (uint32_t)fm_now();
+    *rescuer = (fm_rescuer){ .jitter_ns = drawn % JITTER_NS };
     fm_channel_init(&rescuer->channel, &rescuer_ops, rescuer, output);
     rescuer->channel.id = channel_id;
 }
@@ -75,7 +84,8 @@ fm_deadline
 fm_rescuer_watch(fm_rescuer *rescuer, fm_channel *channel,
     fm_topology *topology, int64_t now)
 {
-    int64_t patience = now < rescuer->alert_until ? NEXT_STUCK_NS : STUCK_NS;
+    int64_t patience = rescuer->jitter_ns
+        + (now < rescuer->alert_until ? NEXT_STUCK_NS : STUCK_NS);
     const char *queue;
 
     if (!topology->is_hardened)

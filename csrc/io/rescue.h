@@ -39,6 +39,7 @@ typedef struct fm_rescuer {
     const char *queue;     /* borrowed, of the topology */
     bool is_dead;          /* the queue: it may be deleted */
     int64_t alert_until;   /* others of the same node may be dead, too */
+    int64_t jitter_ns;     /* FM_IMMUTABLE */
 } fm_rescuer;
 
 void fm_rescuer_init(
