@@ -962,11 +962,21 @@ class PrivateBroker:
 
     def publish(self, queue: str, body: bytes) -> None:
         """Publish from within the node, which no alarm holds up."""
-        codes = ",".join(map(str, body))
+        exchange = f"rabbit_misc:r({self._r('exchange', '')})"
+        properties = (
+            '[{content_type, <<"application/json">>}, {content_encoding, <<"utf-8">>}]'
+        )
+        codes = f"<<{','.join(map(str, body))}>>"
+        if rabbitmq_version() < (4,):
+            self.evaluate(
+                f"rabbit_basic:publish({exchange}, {_quote(queue)}, {properties}, "
+                f"{codes}), ok"
+            )
+            return
         self.evaluate(
-            f"rabbit_basic:publish(rabbit_misc:r({self._r('exchange', '')}), "
-            f'{_quote(queue)}, [{{content_type, <<"application/json">>}}, '
-            f'{{content_encoding, <<"utf-8">>}}], <<{codes}>>), ok'
+            f"{{ok, M}} = mc_amqpl:message({exchange}, {_quote(queue)}, "
+            f"rabbit_basic:build_content(rabbit_basic:properties({properties}), "
+            f"{codes})), rabbit_queue_type:publish_at_most_once({exchange}, M), ok"
         )
 
     def reset(self) -> None:
