@@ -5,7 +5,8 @@ kombu at run time: releases differ in what they make of foreign types.
 """
 
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ __all__ = [
     "VALUES",
     "Refused",
     "foreign_writer",
+    "mutated",
     "outcome",
     "stock_decode",
     "stock_encode",
@@ -54,6 +56,47 @@ def strict_decode(body: bytes) -> Any:
         return jsonutils.loads(envelope["oslo.message"])
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Refused from None
+
+
+def mutated(
+    count: int,
+    seed: int,
+    samples: Sequence[bytes],
+    tokens: Sequence[bytes],
+    *,
+    noise: float = 0.02,
+    replaced: float = 0.0,
+) -> Iterator[bytes]:
+    """Make bodies that are nearly right.
+
+    :param samples: bodies that are.
+    :param tokens: what is put between their bytes.
+    :param noise: the share of bodies that are bytes at random.
+    :param replaced: the share of tokens that take the place of a byte.
+    """
+    rng = random.Random(seed)
+    for _ in range(count):
+        if rng.random() < noise:
+            yield rng.randbytes(rng.randrange(40))
+            continue
+        body = bytearray(rng.choice(samples))
+        for _ in range(rng.randrange(5)):
+            at = rng.randrange(len(body) + 1)
+            kind = rng.randrange(8)
+            if kind == 0 and at < len(body):
+                body[at] = rng.randrange(256)
+            elif kind == 1:
+                del body[at : at + rng.randrange(9)]
+            elif kind == 2 and rng.random() < 0.2:
+                del body[at:]
+            elif kind == 3:
+                start = rng.randrange(len(body) + 1)
+                body[at:at] = body[start : start + rng.randrange(20)]
+            elif rng.random() < replaced:
+                body[at : at + 1] = rng.choice(tokens)
+            else:
+                body[at:at] = rng.choice(tokens)
+        yield bytes(body)
 
 
 def _outer(body: bytes) -> Any:

@@ -5,10 +5,8 @@ Run them against a build with ``FM_SANITIZE=address`` to see what is read or
 written where it should not be.
 """
 
-import random
-
 import pytest
-from fix_codec import Refused, foreign_writer, stock_encode, strict_decode
+from fix_codec import Refused, foreign_writer, mutated, stock_encode, strict_decode
 from fix_request import REQUEST
 
 from oslo_fastmsg import _core
@@ -38,33 +36,9 @@ TOKENS = [
 ]
 
 
-def bodies(count: int, seed: int):
-    rng = random.Random(seed)
-    for _ in range(count):
-        if rng.random() < 0.02:
-            yield rng.randbytes(rng.randrange(80))
-            continue
-        body = bytearray(rng.choice(SAMPLES))
-        for _ in range(rng.randrange(5)):
-            at = rng.randrange(len(body) + 1)
-            kind = rng.randrange(8)
-            if kind == 0 and at < len(body):
-                body[at] = rng.randrange(256)
-            elif kind == 1:
-                del body[at : at + rng.randrange(9)]
-            elif kind == 2 and rng.random() < 0.2:
-                del body[at:]
-            elif kind == 3:
-                start = rng.randrange(len(body) + 1)
-                body[at:at] = body[start : start + rng.randrange(20)]
-            else:
-                body[at:at] = rng.choice(TOKENS)
-        yield bytes(body)
-
-
 def fuzz(count: int, seed: int) -> None:
     read = 0
-    for body in bodies(count, seed):
+    for body in mutated(count, seed, SAMPLES, TOKENS):
         try:
             expected = repr(strict_decode(body))
         except Refused:
