@@ -48,7 +48,7 @@ is_formatted() {
     check "ruff format" "$bin/ruff" format --check .
     check "codespell" "$bin/codespell"
     check "mypy" "$bin/mypy"
-    check "stubtest" "$bin/stubtest" oslo_fastmsg._core
+    check "stubtest" "$bin/stubtest" --mypy-config-file pyproject.toml oslo_fastmsg._core
     check "clang-format" is_formatted $formatted
     check "gcc" each "$core" gcc $flags -Wconversion -fsyntax-only
     check "gcc, binding" each "$binding" gcc $flags $python_include -fsyntax-only
