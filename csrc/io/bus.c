@@ -729,6 +729,7 @@ fm_bus_step(fm_bus *bus, int64_t now)
     fm_mutex_lock(&bus->lock);
     closing = bus->closing;
     fm_mutex_unlock(&bus->lock);
+    dismiss_closed(bus); /* first: their channels may be the last ones */
     admit_joining(bus);
     if (closing && !bus->ending)
         begin_end(bus);
