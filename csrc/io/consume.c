@@ -418,10 +418,12 @@ write_consume_of_stream(
     fm_script *script, fm_consumer *consumer, size_t index, const char *tag)
 {
     char text[FM_PLACE_TEXT];
+    int64_t now = fm_now();
     fm_arg offset;
 
     fm_mutex_lock(&consumer->lock);
-    fm_place_print(&consumer->places[index], fm_now(), text, &offset);
+    fm_place_print(&consumer->places[index], now, text, &offset);
+    fm_place_begin(&consumer->places[index], now);
     fm_mutex_unlock(&consumer->lock);
     return fm_script_add_consume(
         script, consumer->queues[index], tag, &(fm_table){ &offset, 1 });
@@ -676,10 +678,6 @@ begin_consuming(fm_consumer *consumer, int64_t now)
         consumer->verify_at = now + FIRST_LOOK_NS;
         consumer->looks = LOOKS - 1;
     }
-    fm_mutex_lock(&consumer->lock);
-    for (size_t i = 0; i < consumer->queue_count; i++)
-        fm_place_begin(&consumer->places[i], now);
-    fm_mutex_unlock(&consumer->lock);
     set_state(consumer, FM_CONSUMER_CONSUMING);
 }
 

@@ -30,7 +30,7 @@ typedef struct fm_place {
     bool is_of_stream; /* FM_IMMUTABLE; false: the rest means nothing */
     bool is_known;
     int64_t next;        /* if it is known: the offset of the next message */
-    int64_t since;       /* when it was first consumed; 0: never */
+    int64_t since;       /* when its consumer was first asked for; 0: never */
     int64_t arrived_at;  /* the last message, if any */
     int64_t arrived;     /* the offset after it; 0: nobody knows */
     int64_t measured_at; /* when its length was looked at; 0: never */
@@ -50,7 +50,8 @@ enum { FM_PLACE_TEXT = 32 };
 void fm_place_print(
     const fm_place *place, int64_t now, char text[FM_PLACE_TEXT], fm_arg *out);
 
-/* It is consumed from now on. */
+/* Its consumer is asked for: what comes from now on is not to be missed, even
+ * if the answer gets lost. */
 void fm_place_begin(fm_place *place, int64_t now);
 /* Read where in the stream a delivery is, into the delivery; the first one to
  * arrive is the next to be taken. */

@@ -93,6 +93,19 @@ set_up(bool replies)
     set_up_queue(replies, &(fm_queue){ .name = "one" });
 }
 
+/* The first of its queues is one. */
+static void
+set_up_stream(void)
+{
+    static const fm_arg type = {
+        .name = "x-queue-type", .kind = FM_ARG_TEXT, .text = "stream"
+    };
+
+    set_up_queue(false,
+        &(fm_queue){
+            .name = "one", .durable = true, .arguments = { &type, 1 } });
+}
+
 static void
 tear_down(void)
 {
@@ -249,14 +262,9 @@ stopping_gives_back_what_was_not_taken(void)
 static void
 what_a_stream_delivered_is_never_rejected(void)
 {
-    static const fm_arg type = {
-        .name = "x-queue-type", .kind = FM_ARG_TEXT, .text = "stream"
-    };
     fm_delivery *delivery;
 
-    set_up_queue(false,
-        &(fm_queue){
-            .name = "one", .durable = true, .arguments = { &type, 1 } });
+    set_up_stream();
     start();
     for (uint64_t tag = 1; tag <= 3; tag++)
         deliver(tag, "x");
@@ -428,6 +436,33 @@ expect_arguments(const char *arguments, size_t len)
     CHECK(frame.len > len);
     CHECK_BYTES(frame.payload + frame.len - len, len, arguments, len);
     fm_buf_fini(&payload);
+}
+
+/* Its consumer may have begun even so, and what came then is not to be missed:
+ * "last", which is said at first, is no more than the last chunk. */
+static void
+where_a_stream_goes_on_is_known_without_an_answer(void)
+{
+    static const char last[] = "\x0fx-stream-offsetS\0\0\0\x04last";
+    static const char since[] = "\x0fx-stream-offsetS\0\0\0\x02"
+                                "2s";
+
+    set_up_stream();
+    fm_consumer_want(consumer, FM_GOAL_CONSUMING);
+    for (int attempt = 0; attempt <= 1; attempt++) {
+        step();
+        expect_method(FM_METHOD_CHANNEL_OPEN);
+        expect_method(FM_METHOD_BASIC_QOS);
+        expect_method(FM_METHOD_QUEUE_DECLARE);
+        if (attempt == 0)
+            expect_arguments(last, sizeof(last) - 1);
+        else
+            expect_arguments(since, sizeof(since) - 1);
+        expect_method(FM_METHOD_BASIC_CONSUME);
+        go_down();
+        go_up();
+    }
+    tear_down();
 }
 
 /* Each time that it consumes: at first, and after it was cancelled. */
@@ -902,6 +937,7 @@ main(void)
     RUN(it_declares_first_and_consumes_when_asked);
     RUN(stopping_gives_back_what_was_not_taken);
     RUN(what_a_stream_delivered_is_never_rejected);
+    RUN(where_a_stream_goes_on_is_known_without_an_answer);
     RUN(closing_deletes_what_it_was_told_to);
     RUN(queues_are_deleted_on_a_new_channel_if_need_be);
     RUN(goals_are_reached_without_a_connection);
