@@ -250,7 +250,7 @@ read_scalar(fm_json_reader *reader)
     case 'f':
         return read_word(reader, "false", Py_False);
     case 'N':
-        return read_float_word(reader, "NaN", Py_NAN);
+        return read_float_word(reader, "NaN", (double)NAN);
     case 'I':
         return read_float_word(reader, "Infinity", Py_HUGE_VAL);
     case '-':

@@ -98,7 +98,7 @@ write_float(struct writer *writer, PyObject *number)
     double value = PyFloat_AS_DOUBLE(number);
 
     if (Py_IS_NAN(value))
-        value = Py_NAN; /* there is one in JSON */
+        value = (double)NAN; /* there is one in JSON */
     return check(fm_msgpack_put_double(writer->out, value));
 }
 

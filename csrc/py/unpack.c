@@ -174,7 +174,7 @@ on_double(struct reader *reader, double number, PyObject **out)
 {
     (void)reader;
     if (Py_IS_NAN(number))
-        number = Py_NAN; /* there is one in JSON */
+        number = (double)NAN; /* there is one in JSON */
     return give(PyFloat_FromDouble(number), out);
 }
 
