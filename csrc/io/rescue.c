@@ -15,6 +15,8 @@
  * shall not all find it dead in the moment in which the first one makes it
  * anew. */
 #define JITTER_NS (150 * FM_NS_PER_MS)
+/* What answers on two channels may come in another order than it was asked. */
+#define DOUBT_NS (100 * FM_NS_PER_MS)
 #define NO_MEMORY_NS (100 * FM_NS_PER_MS)
 
 enum { PRECONDITION_FAILED = 406 };
@@ -103,6 +105,16 @@ fm_rescuer_watch(fm_rescuer *rescuer, fm_channel *channel,
     return FM_NEVER;
 }
 
+static bool
+still_waits(const fm_rescuer *rescuer)
+{
+    const fm_channel *stuck = rescuer->stuck;
+
+    return stuck != NULL && stuck->state == FM_CHANNEL_BUSY
+        && stuck->generation == rescuer->generation
+        && stuck->answered == rescuer->answered;
+}
+
 fm_deadline
 fm_rescuer_step(fm_rescuer *rescuer, int64_t now)
 {
@@ -112,6 +124,10 @@ fm_rescuer_step(fm_rescuer *rescuer, int64_t now)
 
     if (channel->state == FM_CHANNEL_BUSY)
         return FM_NEVER;
+    if (rescuer->is_dead && !still_waits(rescuer))
+        let_go(rescuer); /* it lives after all */
+    if (rescuer->is_dead && now < rescuer->delete_at)
+        return rescuer->delete_at;
     fm_script_init(&script, channel->id);
     if (rescuer->stuck != NULL) {
         if (channel->state == FM_CHANNEL_CLOSED)
@@ -129,16 +145,6 @@ fm_rescuer_step(fm_rescuer *rescuer, int64_t now)
 }
 
 /* --- the channel's ops --- */
-
-static bool
-still_waits(const fm_rescuer *rescuer)
-{
-    const fm_channel *stuck = rescuer->stuck;
-
-    return stuck != NULL && stuck->state == FM_CHANNEL_BUSY
-        && stuck->generation == rescuer->generation
-        && stuck->answered == rescuer->answered;
-}
 
 static void
 finish(fm_rescuer *rescuer)
@@ -174,6 +180,7 @@ rescuer_closed(fm_channel *channel, const fm_close *why)
         && memmem(why->text.data, why->text.len, mark, sizeof(mark) - 1) != NULL
         && still_waits(rescuer)) {
         rescuer->is_dead = true;
+        rescuer->delete_at = fm_now() + DOUBT_NS;
         fm_waker_signal(channel->output->waker);
         return;
     }

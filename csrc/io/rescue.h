@@ -12,8 +12,8 @@
  * But it may wait because the queue is busy, with messages. So first comes a
  * deletion on the condition that nobody uses it and that nothing is in it. A
  * dead queue refuses that at once, since nobody knows what is in it. One that
- * lives answers the declaration before it answers this: then nothing more is
- * done, and nothing was lost.
+ * lives answers the declaration before it answers this, or right after: then
+ * nothing more is done, and nothing was lost.
  *
  * The I/O thread does it, on a channel of its own of the same connection, which
  * is open while there is something to do.
@@ -37,7 +37,8 @@ typedef struct fm_rescuer {
     uint64_t generation;   /* of the stuck one, ... */
     size_t answered;       /* ... and how far it was */
     const char *queue;     /* borrowed, of the topology */
-    bool is_dead;          /* the queue: it may be deleted */
+    bool is_dead;          /* the queue: it may be deleted, ... */
+    int64_t delete_at;     /* ... if its declaration still waits then */
     int64_t alert_until;   /* others of the same node may be dead, too */
     int64_t jitter_ns;     /* FM_IMMUTABLE */
 } fm_rescuer;

@@ -222,6 +222,28 @@ a_queue_that_answers_meanwhile_is_left_alone(void)
     tear_down();
 }
 
+/* Two channels of a broker: the answer of one may overtake that of the other.
+ */
+static void
+a_queue_that_answers_a_little_later_is_left_alone(void)
+{
+    int64_t due;
+
+    set_up(false, true);
+    due = step_at(fm_now());
+    (void)step_at(due);
+    expect_method(FM_METHOD_CHANNEL_OPEN);
+    expect_delete(true);
+    refuse(406, dead);
+    CHECK(step_at(fm_now()) > fm_now());
+    CHECK(line_is_silent(&wire));
+    CHECK_INT(feed_method(&stuck, FM_METHOD_QUEUE_DECLARE_OK), FM_OK);
+    CHECK_INT(step_at(due + S), FM_NEVER);
+    CHECK(line_is_silent(&wire));
+    CHECK_INT(count_events("node that is down"), 0);
+    tear_down();
+}
+
 static void
 what_is_used_or_forbidden_is_asked_for_again_much_later(void)
 {
@@ -286,6 +308,7 @@ main(void)
 {
     RUN(a_dead_queue_is_deleted_when_its_declaration_has_waited);
     RUN(a_queue_that_answers_meanwhile_is_left_alone);
+    RUN(a_queue_that_answers_a_little_later_is_left_alone);
     RUN(what_is_used_or_forbidden_is_asked_for_again_much_later);
     RUN(what_is_to_be_durable_is_waited_for);
     RUN(a_channel_that_goes_is_forgotten);
