@@ -325,18 +325,16 @@ fm_consumer_reject(
 }
 
 void
-fm_consumer_refuse(
-    fm_consumer *consumer, const fm_delivery *delivery, bool requeue)
+fm_consumer_refuse(fm_consumer *consumer, uint64_t generation, uint64_t tag,
+    bool is_of_stream, bool requeue)
 {
-    if (!delivery->is_of_stream) {
-        fm_consumer_reject(consumer, delivery->generation,
-            delivery->deliver.delivery_tag, requeue);
+    if (!is_of_stream) {
+        fm_consumer_reject(consumer, generation, tag, requeue);
         return;
     }
     if (!requeue)
         fm_counter_add(&consumer->rejected, 1);
-    (void)fm_consumer_ack(consumer, delivery->generation,
-        delivery->deliver.delivery_tag, false, true);
+    (void)fm_consumer_ack(consumer, generation, tag, false, true);
 }
 
 fm_status

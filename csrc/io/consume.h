@@ -162,8 +162,8 @@ void fm_consumer_reject(
 
 /* Refuse a delivery. One of a stream is acknowledged, which keeps what it has:
  * there, refusing ends the connection (540). */
-void fm_consumer_refuse(
-    fm_consumer *consumer, const fm_delivery *delivery, bool requeue);
+void fm_consumer_refuse(fm_consumer *consumer, uint64_t generation,
+    uint64_t tag, bool is_of_stream, bool requeue);
 
 /* Give a reply that was read elsewhere to its caller: in the binary envelope,
  * of which FM_OK takes the body. FM_NOT_FOUND: late; FM_BAD_MESSAGE: no reply.

@@ -262,17 +262,6 @@ Consumer_start(PyObject *op, PyObject *Py_UNUSED(unused))
     Py_RETURN_NONE;
 }
 
-/* Not possible with a stream: it goes on after what was taken. */
-static void
-give_back(
-    ConsumerObject *self, uint64_t generation, uint64_t tag, bool is_of_stream)
-{
-    if (is_of_stream)
-        fm_consumer_ack(self->consumer, generation, tag, false, true);
-    else
-        fm_consumer_reject(self->consumer, generation, tag, true);
-}
-
 /* Make a list of what was taken (all of it is freed or owned afterwards), and
  * acknowledge what may be: in one go unless Python has still to decide on an
  * earlier one. */
@@ -293,14 +282,16 @@ make_list(fm_state *state, ConsumerObject *self, fm_delivery *taken)
 
         taken->next = NULL;
         if (list == NULL) { /* an exception is set: the rest goes back */
-            give_back(self, generation, tag, is_of_stream);
+            fm_consumer_refuse(
+                self->consumer, generation, tag, is_of_stream, true);
             fm_delivery_free(taken);
             taken = next;
             continue;
         }
         delivery = fm_delivery_make(state, self, taken, &is_duplicate);
         if (delivery == NULL && !is_duplicate) {
-            give_back(self, generation, tag, is_of_stream);
+            fm_consumer_refuse(
+                self->consumer, generation, tag, is_of_stream, true);
             Py_CLEAR(list);
         }
         settled =

@@ -266,7 +266,9 @@ Delivery_reject(PyObject *op, PyObject *requeue)
     if (truth < 0)
         return NULL;
     if (settle(self))
-        fm_consumer_refuse(self->consumer->consumer, self->delivery, truth);
+        fm_consumer_refuse(self->consumer->consumer, self->delivery->generation,
+            self->delivery->deliver.delivery_tag, self->delivery->is_of_stream,
+            truth);
     Py_RETURN_NONE;
 }
 

@@ -270,7 +270,8 @@ what_a_stream_delivered_is_never_rejected(void)
         deliver(tag, "x");
     delivery = take();
     CHECK(delivery != NULL);
-    fm_consumer_refuse(consumer, delivery, true);
+    fm_consumer_refuse(consumer, delivery->generation,
+        delivery->deliver.delivery_tag, delivery->is_of_stream, true);
     flush();
     expect_method(FM_METHOD_BASIC_ACK);
     fm_delivery_free(delivery);
