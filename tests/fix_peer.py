@@ -210,6 +210,16 @@ class Notes:
         return handle
 
 
+class Batches:
+    """An endpoint of a batch listener; records each batch's payloads."""
+
+    def __init__(self) -> None:
+        self.seen = Log()
+
+    def info(self, batch: list[dict[str, Any]]) -> None:
+        self.seen.add([message["payload"] for message in batch])
+
+
 class Peers:
     """Starts peers and ends them, the last one first."""
 

@@ -55,6 +55,7 @@ fm_consumer_new(const fm_consumer_config *config, fm_topology *topology,
     consumer->cancel_on_failover = config->cancel_on_failover;
     consumer->topology = fm_topology_ref(topology);
     fm_window_init(&consumer->seen);
+    fm_claims_init(&consumer->claims);
     fm_channel_init(&consumer->channel, &consumer_ops, consumer, output);
     consumer->queues = calloc(config->queue_count, sizeof(char *));
     consumer->cancelled = calloc(config->queue_count, sizeof(bool));
@@ -115,6 +116,7 @@ fm_consumer_unref(fm_consumer *consumer)
     fm_channel_fini(&consumer->channel);
     free_list(consumer->intake);
     fm_window_fini(&consumer->seen);
+    fm_claims_fini(&consumer->claims);
     for (size_t i = 0; i < consumer->farewell_len; i++)
         free(consumer->farewell[i]);
     free(consumer->farewell);
@@ -373,6 +375,33 @@ fm_consumer_remember(fm_consumer *consumer, const char *id, size_t len)
     /* Out of memory: a duplicate may pass, which beats losing a message. */
     (void)!fm_window_add(&consumer->seen, id, len, fm_now());
     fm_mutex_unlock(&consumer->lock);
+}
+
+fm_novelty
+fm_consumer_claim(fm_consumer *consumer, const char *id, size_t len,
+    const fm_delivery *delivery)
+{
+    fm_novelty novelty = FM_ID_SEEN;
+
+    fm_mutex_lock(&consumer->lock);
+    if (!fm_window_has(&consumer->seen, id, len, fm_now()))
+        novelty = fm_claims_add(&consumer->claims, id, len, delivery);
+    fm_mutex_unlock(&consumer->lock);
+    if (novelty != FM_ID_NEW)
+        fm_counter_add(&consumer->duplicates, 1);
+    return novelty;
+}
+
+bool
+fm_consumer_release(
+    fm_consumer *consumer, const char *id, fm_delivery *delivery)
+{
+    bool is_another;
+
+    fm_mutex_lock(&consumer->lock);
+    is_another = fm_claims_release(&consumer->claims, id, delivery);
+    fm_mutex_unlock(&consumer->lock);
+    return is_another;
 }
 
 void

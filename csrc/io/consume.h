@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "base/sync.h"
 #include "io/channel.h"
+#include "io/claim.h"
 #include "io/gate.h"
 #include "io/output.h"
 #include "io/place.h"
@@ -82,6 +83,7 @@ typedef struct fm_consumer {
     size_t intake_len FM_GUARDED_BY(lock);
     fm_place *places FM_GUARDED_BY(lock); /* owned; by queue, if has_streams */
     fm_window seen FM_GUARDED_BY(lock);   /* ids of what was accepted */
+    fm_claims claims FM_GUARDED_BY(lock); /* and of what is worked on */
     char **farewell FM_GUARDED_BY(lock);  /* owned: queues to delete at close */
     size_t farewell_len FM_GUARDED_BY(lock);
 
@@ -174,6 +176,13 @@ FM_MUST_CHECK fm_status fm_consumer_deliver_reply(
 /* Duplicates: was this id accepted lately? And: accept it from now on. */
 bool fm_consumer_has_seen(fm_consumer *consumer, const char *id, size_t len);
 void fm_consumer_remember(fm_consumer *consumer, const char *id, size_t len);
+
+/* For what is settled after the work: may it begin? If so the id is claimed,
+ * until it is released, first thing when the delivery is settled (claim.h). */
+FM_MUST_CHECK fm_novelty fm_consumer_claim(fm_consumer *consumer,
+    const char *id, size_t len, const fm_delivery *delivery);
+bool fm_consumer_release(
+    fm_consumer *consumer, const char *id, fm_delivery *delivery);
 
 /* What it is to be and what it is, at one moment. */
 void fm_consumer_states_get(

@@ -11,6 +11,7 @@ typedef struct {
     PyObject *unique_id;      /* owned: str, or NULL; in critical sections */
     size_t size;              /* of the body as received */
     bool is_read;             /* payload is not None */
+    bool claims;              /* its id, until it is settled */
     atomic_bool settled;      /* acked or rejected, here or by take() */
 } DeliveryObject;
 
@@ -111,12 +112,44 @@ remember(ConsumerObject *consumer, PyObject *id)
         fm_consumer_remember(consumer->consumer, text, len);
 }
 
+/* What this id is to a consumer that settles its deliveries after the work. */
+static fm_novelty
+claim(ConsumerObject *consumer, PyObject *id, const fm_delivery *delivery)
+{
+    size_t len;
+    const char *text = id_text(id, &len);
+
+    return text == NULL
+        ? FM_ID_NEW
+        : fm_consumer_claim(consumer->consumer, text, len, delivery);
+}
+
+static fm_novelty
+judge(ConsumerObject *consumer, PyObject *id, const fm_delivery *delivery)
+{
+    if (!consumer->ack_on_take)
+        return claim(consumer, id, delivery);
+    return has_seen(consumer, id) ? FM_ID_SEEN : FM_ID_NEW;
+}
+
+/* True if the delivery is another one now. */
+static bool
+release(ConsumerObject *consumer, PyObject *id, fm_delivery *delivery)
+{
+    size_t len;
+    const char *text = id_text(id, &len);
+
+    return text != NULL
+        && fm_consumer_release(consumer->consumer, text, delivery);
+}
+
 PyObject *
 fm_delivery_make(fm_state *state, ConsumerObject *consumer,
     fm_delivery *delivery, bool *is_duplicate)
 {
     PyTypeObject *type = state->delivery_type;
     PyObject *payload = read_payload(state, delivery), *id = NULL, *op;
+    fm_novelty novelty;
 
     *is_duplicate = false;
     if (payload == NULL && PyErr_Occurred() != NULL)
@@ -125,18 +158,22 @@ fm_delivery_make(fm_state *state, ConsumerObject *consumer,
         id = take_unique_id(state, payload);
     if (PyErr_Occurred() != NULL)
         goto fail;
-    if (has_seen(consumer, id)) {
+    novelty = judge(consumer, id, delivery);
+    if (novelty != FM_ID_NEW) {
         *is_duplicate = true;
-        if (!consumer->ack_on_take)
+        if (novelty == FM_ID_SEEN && !consumer->ack_on_take)
             fm_consumer_ack(consumer->consumer, delivery->generation,
                 delivery->deliver.delivery_tag, false, true);
         goto fail;
     }
     op = type->tp_alloc(type, 0);
-    if (op == NULL)
+    if (op == NULL) {
+        (void)release(consumer, id, delivery);
         goto fail;
+    }
     if (payload != NULL && consumer->ack_on_take)
         remember(consumer, id);
+    SELF(op)->claims = id != NULL && !consumer->ack_on_take;
     SELF(op)->consumer = (ConsumerObject *)Py_NewRef(consumer);
     SELF(op)->delivery = delivery;
     SELF(op)->is_read = payload != NULL;
@@ -176,16 +213,43 @@ settle(DeliveryObject *self)
     return self->consumer->bus->generation == fm_fork_generation();
 }
 
+/* Its id counts as seen. */
+static void
+finish(PyObject *op)
+{
+    Py_BEGIN_CRITICAL_SECTION(op);
+    remember(SELF(op)->consumer, SELF(op)->unique_id);
+    Py_END_CRITICAL_SECTION();
+}
+
+/* What is settled now is what the broker delivered last. True if that is
+ * another one than the first. */
+static bool
+end_claim(PyObject *op)
+{
+    DeliveryObject *self = SELF(op);
+    bool is_another = false;
+
+    Py_BEGIN_CRITICAL_SECTION(op);
+    if (self->claims)
+        is_another = release(self->consumer, self->unique_id, self->delivery);
+    self->claims = false;
+    Py_END_CRITICAL_SECTION();
+    return is_another;
+}
+
 PyDoc_STRVAR(accept_doc,
     "accept($self, unique_id, /)\n--\n\n"
     "Check a message that Python decoded for being a duplicate.\n\n"
     ":param unique_id: its `_unique_id`, or None if it has none.\n"
-    ":returns: False: it was accepted before; acknowledge and drop it.");
+    ":returns: False: it was accepted before; acknowledge and drop it. (One\n"
+    "    that is being worked on is acknowledged when that is done.)");
 
 static PyObject *
 Delivery_accept(PyObject *op, PyObject *unique_id)
 {
     DeliveryObject *self = SELF(op);
+    fm_novelty novelty;
 
     if (unique_id == Py_None)
         Py_RETURN_TRUE;
@@ -193,10 +257,14 @@ Delivery_accept(PyObject *op, PyObject *unique_id)
         PyErr_SetString(PyExc_TypeError, "unique_id is a str or None");
         return NULL;
     }
-    if (has_seen(self->consumer, unique_id))
+    novelty = judge(self->consumer, unique_id, self->delivery);
+    if (novelty == FM_ID_CLAIMED)
+        (void)settle(self);
+    if (novelty != FM_ID_NEW)
         Py_RETURN_FALSE;
     Py_BEGIN_CRITICAL_SECTION(op);
     Py_XSETREF(self->unique_id, Py_NewRef(unique_id));
+    self->claims = !self->consumer->ack_on_take;
     Py_END_CRITICAL_SECTION();
     if (self->consumer->ack_on_take)
         remember(self->consumer, unique_id);
@@ -214,9 +282,8 @@ Delivery_ack(PyObject *op, PyObject *Py_UNUSED(unused))
     DeliveryObject *self = SELF(op);
 
     if (settle(self)) {
-        Py_BEGIN_CRITICAL_SECTION(op);
-        remember(self->consumer, self->unique_id);
-        Py_END_CRITICAL_SECTION();
+        finish(op); /* first: no copy may come in between */
+        (void)end_claim(op);
         fm_consumer_ack(self->consumer->consumer, self->delivery->generation,
             self->delivery->deliver.delivery_tag, false, true);
     }
@@ -236,17 +303,16 @@ Delivery_begin(PyObject *op, PyObject *Py_UNUSED(unused))
 {
     DeliveryObject *self = SELF(op);
 
-    if (!settle(self)
-        || (!fm_consumer_ack(self->consumer->consumer,
-                self->delivery->generation,
-                self->delivery->deliver.delivery_tag, false, true)
-            && !self->delivery->is_of_stream))
+    if (!settle(self))
+        Py_RETURN_FALSE;
+    (void)end_claim(op);
+    if (!fm_consumer_ack(self->consumer->consumer, self->delivery->generation,
+            self->delivery->deliver.delivery_tag, false, true)
+        && !self->delivery->is_of_stream)
         Py_RETURN_FALSE;
     /* The broker may deliver it again even so, if that ack gets lost: after
      * this, since it takes another connection. */
-    Py_BEGIN_CRITICAL_SECTION(op);
-    remember(self->consumer, self->unique_id);
-    Py_END_CRITICAL_SECTION();
+    finish(op);
     Py_RETURN_TRUE;
 }
 
@@ -265,10 +331,12 @@ Delivery_reject(PyObject *op, PyObject *requeue)
 
     if (truth < 0)
         return NULL;
-    if (settle(self))
+    if (settle(self)) {
+        (void)end_claim(op);
         fm_consumer_refuse(self->consumer->consumer, self->delivery->generation,
             self->delivery->deliver.delivery_tag, self->delivery->is_of_stream,
             truth);
+    }
     Py_RETURN_NONE;
 }
 
@@ -448,8 +516,20 @@ static int
 Delivery_clear(PyObject *op)
 {
     Py_CLEAR(SELF(op)->payload);
-    Py_CLEAR(SELF(op)->unique_id);
     return 0;
+}
+
+/* Nobody has settled it, nor will. The broker would deliver the first one again
+ * when its channel ends; one that it has delivered again since, now. */
+static void
+forget(PyObject *op)
+{
+    DeliveryObject *self = SELF(op);
+
+    if (settle(self) && end_claim(op))
+        fm_consumer_refuse(self->consumer->consumer, self->delivery->generation,
+            self->delivery->deliver.delivery_tag, self->delivery->is_of_stream,
+            true);
 }
 
 static void
@@ -460,8 +540,9 @@ Delivery_dealloc(PyObject *op)
 
     PyObject_GC_UnTrack(op);
     (void)Delivery_clear(op);
-    if (self->consumer != NULL && !self->settled && !self->is_read)
-        self->consumer->unsettled--;
+    if (self->consumer != NULL)
+        forget(op);
+    Py_CLEAR(self->unique_id);
     fm_delivery_free(self->delivery);
     Py_CLEAR(self->consumer);
     type->tp_free(op);

@@ -1,10 +1,12 @@
 """The same message twice: by its unique id, per listener."""
 
+import threading
 import uuid
 
 import oslo_messaging
+import pytest
 from fix_objects import wait_until
-from fix_peer import Notes, TestEndpoint
+from fix_peer import Batches, Notes, TestEndpoint
 from fix_wire import envelope, request
 
 
@@ -178,3 +180,80 @@ def test_a_notification_whose_endpoint_still_runs_when_its_double_comes(
     notes.seen.wait()
     wait_until(lambda: broker.queue(f"{topic}.info")["messages"] == 0)
     assert 1 <= len(notes.seen) <= 2
+
+
+class Held:
+    """Handles notifications, but for the payload "held" only when it is let go."""
+
+    def __init__(self, answers=()):
+        self.go = threading.Event()
+        self._answers = iter(answers)
+        self.notes = Notes(["info"], self._handle)
+
+    def _handle(self, note):
+        if note["payload"] != "held":
+            return None
+        assert self.go.wait(30)
+        return next(self._answers, None)
+
+    def payloads(self, count):
+        return [note["payload"] for note in self.notes.seen.wait(count)]
+
+
+@pytest.mark.parametrize("form", [bytes, lambda body: b" " + body])
+def test_a_copy_of_a_notification_that_is_being_handled_is_acknowledged(
+    fast, peers, topic, spy, broker, form
+):
+    """The second form is one that the fast path of the decoder does not read."""
+    held = Held()
+    peers.listener(fast, held.notes, topics=[topic], threads=2)
+    queue = f"{topic}.info"
+    body = note("a" * 32, "held")
+
+    spy.send("openstack", queue, body)
+    held.payloads(1)
+    spy.send("openstack", queue, form(body))
+    spy.send("openstack", queue, note("b" * 32, "after"))
+    assert held.payloads(2) == ["held", "after"]
+    wait_until(lambda: broker.queue(queue)["messages"] == 1)
+    held.go.set()
+
+    wait_until(lambda: broker.queue(queue)["messages"] == 0)
+    assert held.payloads(2) == ["held", "after"]
+
+
+@pytest.mark.parametrize("form", [bytes, lambda body: b" " + body])
+@pytest.mark.parametrize(
+    "answers, times",
+    [([], 1), ([oslo_messaging.NotificationResult.REQUEUE], 2)],
+    ids=["handled", "requeued"],
+)
+def test_what_is_delivered_again_while_it_is_handled_shares_its_fate(
+    fast, peers, topic, spy, proxy, broker, form, answers, times
+):
+    held = Held(answers)
+    peers.listener(fast, held.notes, topics=[topic], threads=2, requeue=True, via=proxy)
+    queue = f"{topic}.info"
+
+    spy.send("openstack", queue, form(note("a" * 32, "held")))
+    held.payloads(1)
+    proxy.cut()
+    spy.send("openstack", queue, note("b" * 32, "after"))
+    assert held.payloads(2) == ["held", "after"]  # the copy came before it
+    wait_until(lambda: broker.queue(queue)["messages_unacknowledged"] == 1)
+    held.go.set()
+
+    wait_until(lambda: broker.queue(queue)["messages"] == 0)
+    assert sorted(held.payloads(1 + times)) == ["after"] + ["held"] * times
+
+
+def test_copies_of_a_notification_in_one_batch_are_one(fast, peers, topic, spy, broker):
+    batches = Batches()
+    peers.listener(fast, batches, topics=[topic], batch=(2, None))
+    queue = f"{topic}.info"
+
+    for unique_id in "aab":
+        spy.send("openstack", queue, note(unique_id * 32, unique_id))
+
+    assert batches.seen.wait(1) == [["a", "b"]]
+    wait_until(lambda: broker.queue(queue)["messages"] == 0)

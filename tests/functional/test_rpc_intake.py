@@ -5,6 +5,7 @@ import threading
 import pytest
 from fix_objects import wait_until
 from fix_peer import Log, TestEndpoint
+from fix_wire import request
 
 
 class Slow:
@@ -72,7 +73,7 @@ def test_another_server_gets_what_a_slow_one_cannot_begin(
 
 
 def test_a_lost_connection_runs_nothing_twice_and_loses_nothing(
-    peers, fast, broker, topic, slow, proxy, caplog
+    peers, fast, broker, topic, slow, proxy
 ):
     client = peers.client(fast, topic=topic)
     for number in range(6):
@@ -87,6 +88,43 @@ def test_a_lost_connection_runs_nothing_twice_and_loses_nothing(
     wait_until(lambda: len(slow.begun) >= 6)
     assert client.call({}, "who") == "slow"  # behind all of them
     assert sorted(slow.begun.items()) == list(range(6))
+
+
+def test_what_another_server_got_after_a_lost_connection_is_not_run(
+    peers, fast, broker, topic, slow, proxy, caplog
+):
+    client = peers.client(fast, topic=topic)
+    for number in range(3):
+        client.cast({}, "work", number=number)
+    assert slow.begun.wait(1) == [0]
+    wait_until(lambda: broker.queue(topic)["messages_unacknowledged"] == 2)
+
+    proxy.refuse()
+    proxy.cut()
+    others = Slow()
+    others.go.release(100)
+    peers.server(fast, others, topic=topic, server="server2", threads=1)
+    assert others.begun.wait(2) == [1, 2]
+    slow.go.release(100)
+
+    wait_until(lambda: caplog.text.count("Can not acknowledge message") == 2)
+    assert slow.begun.items() == [0]
+
+
+def test_a_copy_of_a_request_that_waits_for_a_worker_is_not_run(
+    peers, fast, broker, topic, slow, spy
+):
+    client = peers.client(fast, topic=topic)
+    client.cast({}, "work", number=0)
+    assert slow.begun.wait(1) == [0]
+    body = request("work", number="once")
+    for each in (body, body, request("work", number="after")):
+        spy.send("openstack", topic, each)
+    wait_until(lambda: broker.queue(topic)["messages_unacknowledged"] == 2)
+    slow.go.release(100)
+
+    assert slow.begun.wait(3) == [0, "once", "after"]
+    wait_until(lambda: broker.queue(topic)["messages"] == 0)
 
 
 def test_calls_are_answered(peers, fast, topic, background):

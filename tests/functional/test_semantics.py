@@ -80,19 +80,41 @@ def test_a_notification_whose_listener_was_killed_comes_to_the_next(
     assert [note["payload"] for note in notes.seen.wait()] == ["again"]
 
 
-def test_a_notification_comes_twice_if_its_connection_goes_while_it_is_handled(
-    fast, peers, topic, proxy
-):
+@pytest.fixture
+def handled(fast, peers, topic, proxy):
+    """A note that a listener with two threads is handling; and what lets it go on."""
     gate = threading.Event()
     notes = Notes(["info"], lambda note: gate.wait(20) and None)
     peers.listener(fast, notes, topics=[topic], via=proxy, threads=2, rabbit=QUICK)
-    peers.notifier(fast, topic).info({}, "event", "twice")
+    peers.notifier(fast, topic).info({}, "event", "handled")
     notes.seen.wait(1)
-
-    proxy.cut()
-
-    assert [note["payload"] for note in notes.seen.wait(2)] == ["twice"] * 2
+    yield notes.seen, gate
     gate.set()
+
+
+def test_a_notification_is_handled_once_though_its_connection_goes_meanwhile(
+    fast, peers, topic, proxy, broker, handled
+):
+    seen, gate = handled
+    proxy.cut()
+    # For the other thread, behind the copy.
+    peers.notifier(fast, topic).info({}, "event", "after")
+    seen.wait(2)
+    gate.set()
+
+    wait_until(lambda: broker.queue(f"{topic}.info")["messages"] == 0)
+    assert [note["payload"] for note in seen.items()] == ["handled", "after"]
+
+
+def test_another_listener_gets_a_notification_whose_connection_goes_meanwhile(
+    fast, peers, topic, proxy, handled
+):
+    others = Notes(["info"])
+    proxy.refuse()
+    proxy.cut()
+    peers.listener(fast, others, topics=[topic])
+
+    assert [note["payload"] for note in others.seen.wait(1)] == ["handled"]
 
 
 def test_a_notification_whose_ack_is_lost_is_not_handled_again_by_its_listener(

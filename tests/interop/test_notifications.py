@@ -5,7 +5,7 @@ import threading
 import oslo_messaging
 import pytest
 from fix_objects import wait_until
-from fix_peer import Log, Notes
+from fix_peer import Batches, Log, Notes
 from fix_wire import envelope
 
 PRIORITIES = ["audit", "debug", "info", "warn", "error", "critical", "sample"]
@@ -128,16 +128,6 @@ def test_a_pool_hears_several_topics_and_priorities(peers, pairing, topic, broke
     seen = {(note["event_type"], note["payload"]) for note in notes.seen.wait(4)}
 
     assert seen == {(name, value) for name in topics for value in "ie"}
-
-
-class Batches:
-    """An endpoint of a batch listener; records each batch."""
-
-    def __init__(self):
-        self.seen = Log()
-
-    def info(self, batch):
-        self.seen.add([message["payload"] for message in batch])
 
 
 def test_a_full_batch_is_handed_over_at_once(peers, pairing, topic):
