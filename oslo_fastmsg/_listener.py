@@ -204,19 +204,7 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
         while True:
             try:
                 self._backlog.wait()
-                left = None
-                if end_at is not None:
-                    left = max(0.0, end_at - time.monotonic())
-                for delivery in _waiting.take(self._consumer, self._room(batch), left):
-                    incoming = self._receive(delivery)
-                    if incoming is None:
-                        continue
-                    if not batch and self.batch_timeout:
-                        end_at = time.monotonic() + self.batch_timeout
-                    batch.append(incoming)
-                    if len(batch) >= self.batch_size:
-                        self._hand_over(batch)
-                        batch, end_at = [], None
+                batch, end_at = self._gather(batch, end_at)
                 if end_at is not None and time.monotonic() >= end_at:
                     self._hand_over(batch)
                     batch, end_at = [], None
@@ -228,6 +216,31 @@ class FastmsgListener(_compat.Listener):  # type: ignore[misc]
                     break
         if batch:
             self._hand_over(batch)
+
+    def _gather(
+        self, batch: list[_compat.IncomingMessage], end_at: float | None
+    ) -> tuple[list[_compat.IncomingMessage], float | None]:
+        """Wait for deliveries, and add them; give the batch that is not full yet.
+
+        Afterwards nothing here refers to a delivery that was handed over: one that
+        nobody settles has to end, or its copies wait for it.
+
+        :param end_at: when the batch is to be handed over; None: not known yet.
+        """
+        left = None
+        if end_at is not None:
+            left = max(0.0, end_at - time.monotonic())
+        for delivery in _waiting.take(self._consumer, self._room(batch), left):
+            incoming = self._receive(delivery)
+            if incoming is None:
+                continue
+            if not batch and self.batch_timeout:
+                end_at = time.monotonic() + self.batch_timeout
+            batch.append(incoming)
+            if len(batch) >= self.batch_size:
+                self._hand_over(batch)
+                batch, end_at = [], None
+        return batch, end_at
 
     def _room(self, batch: Sequence[object]) -> int:
         if self.batch_size == 1:

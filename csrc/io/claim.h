@@ -1,10 +1,13 @@
 /* Messages that are worked on, by their ids, for copies that come meanwhile.
  *
- * A copy that came through the same channel was sent twice: the first one is
- * there to be settled. One of another channel is the same message, which the
- * broker took back when the first channel was lost, and delivered again: when
- * the work is done it is the one to be settled. Neither is worked on. Where an
- * id cannot be kept (no memory) a copy is, which beats losing a message.
+ * A copy is not worked on. It may have been sent twice, or be the same message
+ * again, which the broker took back: since a channel was lost, or without a
+ * word, as a quorum queue does whose leader loses sight of the channel's node.
+ * Nobody can tell which. So the last delivery is the one to be settled when the
+ * work is done; the one before it, if its channel is still there, is
+ * acknowledged at once, which means nothing to a broker that took it back.
+ * Where an id cannot be kept (no memory) a copy is worked on, which beats
+ * losing a message.
  *
  * Part of a consumer, whose lock guards it (consume.h).
  */
@@ -25,19 +28,20 @@ typedef struct fm_claims {
 
 typedef enum fm_novelty {
     FM_ID_NEW,     /* to be worked on */
-    FM_ID_SEEN,    /* to be acknowledged at once */
-    FM_ID_CLAIMED, /* to be settled with the first */
+    FM_ID_SEEN,    /* a duplicate; to be acknowledged at once */
+    FM_ID_CLAIMED, /* a duplicate; settled when the work is done */
 } fm_novelty;
 
 void fm_claims_init(fm_claims *claims);
 void fm_claims_fini(fm_claims *claims);
 
-/* Claim `id` for a delivery, unless it is claimed. */
+/* Claim `id` for a delivery, which must live as long as the claim; if it is
+ * claimed already, `delivery` is from now on what FM_ID_SEEN is about. */
 FM_MUST_CHECK fm_novelty fm_claims_add(
-    fm_claims *claims, const char *id, size_t len, const fm_delivery *delivery);
+    fm_claims *claims, const char *id, size_t len, fm_delivery *delivery);
 
-/* End the claim of a delivery. True if it was delivered again: how to settle
- * it is in it from now on. */
+/* End the claim of a delivery, if it has one. True if it was delivered again:
+ * how to settle it is in it from now on. */
 bool fm_claims_release(
     fm_claims *claims, const char *id, fm_delivery *delivery);
 

@@ -378,8 +378,8 @@ fm_consumer_remember(fm_consumer *consumer, const char *id, size_t len)
 }
 
 fm_novelty
-fm_consumer_claim(fm_consumer *consumer, const char *id, size_t len,
-    const fm_delivery *delivery)
+fm_consumer_claim(
+    fm_consumer *consumer, const char *id, size_t len, fm_delivery *delivery)
 {
     fm_novelty novelty = FM_ID_SEEN;
 

@@ -179,8 +179,8 @@ void fm_consumer_remember(fm_consumer *consumer, const char *id, size_t len);
 
 /* For what is settled after the work: may it begin? If so the id is claimed,
  * until it is released, first thing when the delivery is settled (claim.h). */
-FM_MUST_CHECK fm_novelty fm_consumer_claim(fm_consumer *consumer,
-    const char *id, size_t len, const fm_delivery *delivery);
+FM_MUST_CHECK fm_novelty fm_consumer_claim(
+    fm_consumer *consumer, const char *id, size_t len, fm_delivery *delivery);
 bool fm_consumer_release(
     fm_consumer *consumer, const char *id, fm_delivery *delivery);
 

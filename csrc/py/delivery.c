@@ -64,6 +64,32 @@ read_payload(fm_state *state, const fm_delivery *delivery)
     return payload;
 }
 
+/* The UTF-8 of an id; NULL without an exception for a text that has none. */
+static const char *
+id_text(PyObject *id, size_t *len)
+{
+    Py_ssize_t size = 0;
+    const char *text;
+
+    *len = 0;
+    if (id == NULL)
+        return NULL;
+    text = PyUnicode_AsUTF8AndSize(id, &size);
+    if (text == NULL)
+        PyErr_Clear();
+    *len = (size_t)size;
+    return text;
+}
+
+/* Does it name a message? */
+static bool
+is_id(PyObject *id)
+{
+    size_t len;
+
+    return PyUnicode_Check(id) && id_text(id, &len) != NULL;
+}
+
 /* Take `_unique_id` out of the payload: a new reference to the text, or NULL
  * without an exception if there is none that counts. */
 static PyObject *
@@ -74,23 +100,9 @@ take_unique_id(fm_state *state, PyObject *payload)
     if (id == NULL)
         return NULL;
     Py_INCREF(id);
-    if (PyDict_DelItem(payload, state->str_unique_id) < 0
-        || !PyUnicode_Check(id))
+    if (PyDict_DelItem(payload, state->str_unique_id) < 0 || !is_id(id))
         Py_CLEAR(id);
     return id;
-}
-
-/* The UTF-8 of an id; NULL without an exception for a text that has none. */
-static const char *
-id_text(PyObject *id, size_t *len)
-{
-    Py_ssize_t size = 0;
-    const char *text = id == NULL ? NULL : PyUnicode_AsUTF8AndSize(id, &size);
-
-    if (text == NULL)
-        PyErr_Clear();
-    *len = (size_t)size;
-    return text;
 }
 
 static bool
@@ -114,7 +126,7 @@ remember(ConsumerObject *consumer, PyObject *id)
 
 /* What this id is to a consumer that settles its deliveries after the work. */
 static fm_novelty
-claim(ConsumerObject *consumer, PyObject *id, const fm_delivery *delivery)
+claim(ConsumerObject *consumer, PyObject *id, fm_delivery *delivery)
 {
     size_t len;
     const char *text = id_text(id, &len);
@@ -125,7 +137,7 @@ claim(ConsumerObject *consumer, PyObject *id, const fm_delivery *delivery)
 }
 
 static fm_novelty
-judge(ConsumerObject *consumer, PyObject *id, const fm_delivery *delivery)
+judge(ConsumerObject *consumer, PyObject *id, fm_delivery *delivery)
 {
     if (!consumer->ack_on_take)
         return claim(consumer, id, delivery);
@@ -257,6 +269,8 @@ Delivery_accept(PyObject *op, PyObject *unique_id)
         PyErr_SetString(PyExc_TypeError, "unique_id is a str or None");
         return NULL;
     }
+    if (!is_id(unique_id))
+        Py_RETURN_TRUE;
     novelty = judge(self->consumer, unique_id, self->delivery);
     if (novelty == FM_ID_CLAIMED)
         (void)settle(self);
@@ -519,14 +533,15 @@ Delivery_clear(PyObject *op)
     return 0;
 }
 
-/* Nobody has settled it, nor will. The broker would deliver the first one again
- * when its channel ends; one that it has delivered again since, now. */
+/* Nobody has settled it, nor will. The broker delivers it again when its
+ * channel ends; one that it has delivered again since is given back to it now.
+ */
 static void
 forget(PyObject *op)
 {
     DeliveryObject *self = SELF(op);
 
-    if (settle(self) && end_claim(op))
+    if (self->claims && settle(self) && end_claim(op))
         fm_consumer_refuse(self->consumer->consumer, self->delivery->generation,
             self->delivery->deliver.delivery_tag, self->delivery->is_of_stream,
             true);

@@ -1,5 +1,6 @@
 """The same message twice: by its unique id, per listener."""
 
+import gc
 import threading
 import uuid
 
@@ -8,6 +9,9 @@ import pytest
 from fix_objects import wait_until
 from fix_peer import Batches, Notes, TestEndpoint
 from fix_wire import envelope, request
+
+import oslo_fastmsg
+from oslo_fastmsg import _core
 
 
 def note(unique_id, payload):
@@ -200,19 +204,24 @@ class Held:
         return [note["payload"] for note in self.notes.seen.wait(count)]
 
 
-@pytest.mark.parametrize("form", [bytes, lambda body: b" " + body])
+# Of the second Python decides what it means, not the core.
+FORMS = pytest.mark.parametrize(
+    "form", [{}, {"content_encoding": "us-ascii"}], ids=["plain", "odd"]
+)
+
+
+@FORMS
 def test_a_copy_of_a_notification_that_is_being_handled_is_acknowledged(
     fast, peers, topic, spy, broker, form
 ):
-    """The second form is one that the fast path of the decoder does not read."""
     held = Held()
     peers.listener(fast, held.notes, topics=[topic], threads=2)
     queue = f"{topic}.info"
     body = note("a" * 32, "held")
 
-    spy.send("openstack", queue, body)
+    spy.send("openstack", queue, body, **form)
     held.payloads(1)
-    spy.send("openstack", queue, form(body))
+    spy.send("openstack", queue, body, **form)
     spy.send("openstack", queue, note("b" * 32, "after"))
     assert held.payloads(2) == ["held", "after"]
     wait_until(lambda: broker.queue(queue)["messages"] == 1)
@@ -222,12 +231,15 @@ def test_a_copy_of_a_notification_that_is_being_handled_is_acknowledged(
     assert held.payloads(2) == ["held", "after"]
 
 
-@pytest.mark.parametrize("form", [bytes, lambda body: b" " + body])
-@pytest.mark.parametrize(
-    "answers, times",
+ENDS = pytest.mark.parametrize(
+    ("answers", "times"),
     [([], 1), ([oslo_messaging.NotificationResult.REQUEUE], 2)],
     ids=["handled", "requeued"],
 )
+
+
+@FORMS
+@ENDS
 def test_what_is_delivered_again_while_it_is_handled_shares_its_fate(
     fast, peers, topic, spy, proxy, broker, form, answers, times
 ):
@@ -235,7 +247,7 @@ def test_what_is_delivered_again_while_it_is_handled_shares_its_fate(
     peers.listener(fast, held.notes, topics=[topic], threads=2, requeue=True, via=proxy)
     queue = f"{topic}.info"
 
-    spy.send("openstack", queue, form(note("a" * 32, "held")))
+    spy.send("openstack", queue, note("a" * 32, "held"), **form)
     held.payloads(1)
     proxy.cut()
     spy.send("openstack", queue, note("b" * 32, "after"))
@@ -245,6 +257,90 @@ def test_what_is_delivered_again_while_it_is_handled_shares_its_fate(
 
     wait_until(lambda: broker.queue(queue)["messages"] == 0)
     assert sorted(held.payloads(1 + times)) == ["after"] + ["held"] * times
+
+
+# A quorum queue takes back what it delivered, and delivers it again by the same channel.
+LOSE_SIGHT = """
+    {ok, Queue} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"QUEUE">>)),
+    Leader = amqqueue:get_pid(Queue),
+    [{ok, _, _} = ra:process_command(Leader, Command)
+     || Command <- [{down, self(), noconnection}, {nodeup, node()}]],
+    "ok"
+"""
+
+
+@ENDS
+def test_what_a_quorum_queue_delivers_again_is_not_lost(
+    fast, peers, topic, spy, broker, answers, times
+):
+    held = Held(answers)
+    quorum = {"rabbit_quorum_queue": True, "amqp_durable_queues": True}
+    peers.listener(
+        fast,
+        held.notes,
+        topics=[topic],
+        threads=2,
+        requeue=True,
+        rabbit=quorum,
+    )
+    queue = f"{topic}.info"
+
+    spy.send("openstack", queue, note("a" * 32, "held"))
+    held.payloads(1)
+    broker.evaluate(LOSE_SIGHT.replace("QUEUE", queue))
+    spy.send("openstack", queue, note("b" * 32, "after"))
+    assert held.payloads(2) == ["held", "after"]
+    (stats,) = oslo_fastmsg.stats()["brokers"]
+    assert stats["duplicates"] == 1
+    wait_until(lambda: broker.queue(queue)["messages"] == 1)
+    held.go.set()
+
+    wait_until(lambda: broker.queue(queue)["messages"] == 0)
+    assert sorted(held.payloads(1 + times)) == ["after"] + ["held"] * times
+
+
+def test_ids_that_begin_alike_are_two(fast, peers, topic, spy, broker, caplog):
+    held = Held()
+    peers.listener(fast, held.notes, topics=[topic], threads=2)
+    queue = f"{topic}.info"
+
+    spy.send("openstack", queue, note("a" * 32, "held"))
+    held.payloads(1)
+    spy.send("openstack", queue, note("a" * 32 + "\0x", "other"))
+    assert held.payloads(2) == ["held", "other"]
+    wait_until(lambda: broker.queue(queue)["messages"] == 1)
+    held.go.set()
+
+    wait_until(lambda: broker.queue(queue)["messages"] == 0)
+    assert "closed the channel" not in caplog.text
+
+
+class Ends(BaseException):
+    """No Exception: nobody settles what the endpoint was given."""
+
+
+def is_collected():
+    """Is no delivery left that somebody works on?"""
+    gc.collect()
+    return not any(isinstance(each, _core.Delivery) for each in gc.get_objects())
+
+
+def test_what_nobody_settles_comes_again_after_a_lost_connection(
+    fast, peers, topic, spy, proxy
+):
+    def handle(note):
+        if len(notes.seen) == 1:
+            raise Ends
+
+    notes = Notes(["info"], handle)
+    peers.listener(fast, notes, topics=[topic], threads=2, via=proxy)
+
+    spy.send("openstack", f"{topic}.info", note("a" * 32, "again"))
+    notes.seen.wait(1)
+    wait_until(is_collected)
+    proxy.cut()
+
+    assert [each["payload"] for each in notes.seen.wait(2)] == ["again"] * 2
 
 
 def test_copies_of_a_notification_in_one_batch_are_one(fast, peers, topic, spy, broker):
