@@ -152,7 +152,7 @@ def test_a_request_that_expired_unread_is_never_run(peers, pairing, topic, broke
     peers.server(pairing.receiver, endpoint, topic=topic)
 
     assert client.call({}, "echo", arg="call") == "call"
-    assert sorted(endpoint.seen.items()) == ["call", "cast"]
+    assert sorted(endpoint.seen.wait(2)) == ["call", "cast"]
 
 
 @pytest.mark.parametrize("kind", ["call", "cast"])
