@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -295,11 +296,13 @@ def fork_and_check(fork, client, shown):
 def start_all_kinds(url, topic, client):
     """Start threads that call, and listeners that are called back."""
     traffic = Traffic()
-    server = start_server(rpc_transport(url), f"{topic}-own")
+    # Nobody else's: other processes do the same, and end.
+    own_topic = f"{topic}-{os.getpid()}"
+    server = start_server(rpc_transport(url), own_topic)
     notes = Notes()
     listener = start_listener(url, f"{topic}-notes", notes)
     notifier = notifier_of(url, f"{topic}-notes")
-    own = client_of(client.transport, f"{topic}-own")
+    own = client_of(client.transport, own_topic)
     traffic.add(checked_call(client))
     traffic.add(checked_call(client))
     traffic.add(checked_call(own))
@@ -443,6 +446,8 @@ def with_option(url, option):
 
 # --- ends -----------------------------------------------------------------
 
+AT_ONCE = 5
+
 
 def busy(url, topic):
     """Have everything go on, in threads that nobody ends."""
@@ -541,14 +546,30 @@ def end_without_a_broker(url, topic):
 def ending(url, topic, name, count):
     """End so many times, each time in a child that has used nothing before.
 
+    A few are under way at a time; what each says as it ends comes in one piece.
     Returns in the children: they end as a process does whose script ends.
     """
+    children = {}
+
+    def wait_for_the_first():
+        pid = next(iter(children))
+        say(status=wait_for(pid))
+        with children.pop(pid) as words:
+            words.seek(0)
+            os.write(2, words.read())
+
     for _ in range(int(count)):
+        if len(children) == AT_ONCE:
+            wait_for_the_first()
+        words = tempfile.TemporaryFile()
         pid = os.fork()
         if pid == 0:
+            os.dup2(words.fileno(), 2)
             globals()[name](url, topic)
             return
-        say(status=wait_for(pid))
+        children[pid] = words
+    while children:
+        wait_for_the_first()
     say(result=True)
 
 

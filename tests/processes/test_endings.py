@@ -61,11 +61,12 @@ def interpreters(
     return get
 
 
+# The first one pays for the packages and the compiler.
 @pytest.fixture(
     params=[
         OWN,
         *[
-            pytest.param(each, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+            pytest.param(each, marks=pytest.mark.timeout(900))
             for each in VERSIONS
             if each != OWN
         ],
