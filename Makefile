@@ -2,9 +2,11 @@
 #
 # PYTHON  the interpreter for the virtual environments (python3)
 # ARGS    more arguments for pytest, the demo or the benchmark
+# JOBS    processes of `make test`, each with brokers of its own (2)
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 VENV = .venv
 BIN = $(VENV)/bin
 BENCH_VENV = .venv-bench
@@ -123,8 +125,10 @@ build: packages $(VENV)/installed
 
 # --- tests ---
 
+# A file's tests stay together: builds and other fixtures of theirs are made once.
 test: build
-	$(BIN)/python -m pytest -m 'not slow and not timing and not wsgi' $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+		-m 'not slow and not timing and not wsgi' $(ARGS)
 
 test-timing: build
 	$(BIN)/python -m pytest -m 'timing and not wsgi' $(ARGS)

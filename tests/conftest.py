@@ -7,6 +7,7 @@ import signal
 import sys
 import sysconfig
 import warnings
+from collections.abc import Iterator
 
 import private_broker
 import pytest
@@ -91,6 +92,17 @@ def pytest_collection_modifyitems(
     if needs_4:
         config.hook.pytest_deselected(items=needs_4)
         items[:] = [item for item in items if item not in needs_4]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Write out what is no text in a report: processes of a run send it to each other."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    report.sections = [
+        tuple(text.encode(errors="backslashreplace").decode() for text in section)
+        for section in report.sections
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ QUICK = {
     "rabbit_interval_max": 1,
 }
 
-_FIGURES = pytest.StashKey[list[tuple[int, str, str, str]]]()
+_FIGURE = "figure"
 
 
 def bounds(promised: float, generous: float) -> pytest.MarkDecorator:
@@ -63,10 +63,17 @@ def bounds(promised: float, generous: float) -> pytest.MarkDecorator:
     )
 
 
-def print_figures(reporter: Any, config: pytest.Config) -> None:
+def print_figures(reporter: Any) -> None:
     """Print the table: every row, so that none is missing unnoticed; what tests
     of several bounds measured stands once."""
-    measured = config.stash.get(_FIGURES, [])
+    measured = [
+        figure
+        for reports in reporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, figure in report.user_properties
+        if name == _FIGURE
+    ]
     if not measured:
         return
     lines: dict[tuple[int, str], dict[str, list[str]]] = {}
@@ -97,11 +104,11 @@ def print_figures(reporter: Any, config: pytest.Config) -> None:
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Give a function that puts a figure into the table: row, what, text."""
-    measured = request.config.stash.setdefault(_FIGURES, [])
 
     def put(row: int, what: str, text: str, driver: str = "fast") -> None:
         print(f"\n  row {row}, {driver}: {what}: {text}", end="")
-        measured.append((row, what, driver, text))
+        # A part of the test's report, which comes here from any process.
+        request.node.user_properties.append((_FIGURE, [row, what, driver, text]))
 
     return put
 

@@ -34,5 +34,5 @@ def _no_sockets_of_stock(request: pytest.FixtureRequest) -> Iterator[None]:
             gc.collect()
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    print_figures(terminalreporter, config)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    print_figures(terminalreporter)

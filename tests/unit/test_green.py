@@ -582,6 +582,7 @@ def test_a_thread_with_a_hub_has_independent_tasks_in_it():
 
 @green
 def test_events_end_when_they_are_stopped():
+    _core.resume_events()  # those of another test may have ended
     listener = eventlet.spawn(_waiting.next_event)
     eventlet.sleep(0.01)
     while listener.dead:  # it has got an event of another test
