@@ -5,25 +5,30 @@
 
 enum { INTERNAL_ERROR = 541, FIRST_MAJOR = 4 };
 
-/* Processes have a broker, or a few: one per cell. */
-enum { MOST_BROKERS = 64 };
+/* Entries are added, never removed. */
+static fm_strictness *_Atomic known;
 
-/* The last one is everybody's for whom there is none. */
-static fm_strictness known[MOST_BROKERS + 1];
+/* Of everybody for whom there was no memory. */
+static fm_strictness spare;
 
 fm_strictness *
 fm_strictness_get(uint64_t key)
 {
-    if (key == 0)
-        key = 1;
-    for (size_t i = 0; i < MOST_BROKERS; i++) {
-        uint_fast64_t found = 0;
+    fm_strictness *first = atomic_load(&known), *made = NULL;
 
-        if (atomic_compare_exchange_strong(&known[i].key, &found, key)
-            || found == key)
-            return &known[i];
+    for (;;) {
+        for (fm_strictness *each = first; each != NULL; each = each->next)
+            if (each->key == key) {
+                free(made);
+                return each;
+            }
+        if (made == NULL && (made = calloc(1, sizeof(*made))) == NULL)
+            return &spare;
+        made->key = key;
+        made->next = first;
+        if (atomic_compare_exchange_strong(&known, &first, made))
+            return made;
     }
-    return &known[MOST_BROKERS];
 }
 
 /* 541: "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated. ..."

@@ -20,13 +20,13 @@
 
 /* What is known of the broker behind a set of hosts. */
 typedef struct fm_strictness {
-    atomic_uint_fast64_t key; /* of the hosts; 0: unused */
+    struct fm_strictness *next; /* FM_IMMUTABLE */
+    uint64_t key;               /* of the hosts. FM_IMMUTABLE */
     atomic_bool is_strict;
     atomic_bool may_be; /* it is a version that can be */
 } fm_strictness;
 
-/* That of a key, which stands for the hosts; never NULL. Many keys together
- * have one when there are too many. */
+/* That of a key, which stands for the hosts; never NULL. */
 fm_strictness *fm_strictness_get(uint64_t key);
 
 /* Is it for this that the broker closed a connection? */

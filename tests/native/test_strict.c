@@ -3,6 +3,8 @@
 
 #include "check.h"
 
+#include <pthread.h>
+
 static fm_close
 say(uint16_t code, const char *text, uint32_t method_id)
 {
@@ -62,17 +64,40 @@ only_versions_that_can_be_strict_may_be(void)
     CHECK(!atomic_load(&it->may_be));
 }
 
+/* A process of tests, say, meets a broker behind many a proxy. */
 static void
-too_many_keys_have_one_in_common(void)
+however_many_there_are_none_is_taken_for_another(void)
 {
-    fm_strictness *last = NULL;
+    for (uint64_t key = 100; key < 1100; key++)
+        atomic_store(&fm_strictness_get(key)->is_strict, key % 2 == 0);
+    for (uint64_t key = 100; key < 1100; key++)
+        CHECK(
+            atomic_load(&fm_strictness_get(key)->is_strict) == (key % 2 == 0));
+    CHECK(!atomic_load(&fm_strictness_get(1100)->is_strict));
+}
 
-    for (uint64_t key = 100; key < 300; key++) {
-        last = fm_strictness_get(key);
-        CHECK(last != NULL);
-    }
-    CHECK(fm_strictness_get(301) == last);
-    CHECK(fm_strictness_get(11) != last);
+enum { SEEKERS = 4, SOUGHT = 200 };
+
+static void *
+seek(void *found)
+{
+    for (uint64_t key = 0; key < SOUGHT; key++)
+        ((fm_strictness **)found)[key] = fm_strictness_get(5000 + key);
+    return NULL;
+}
+
+static void
+threads_that_ask_at_once_get_the_same(void)
+{
+    static fm_strictness *found[SEEKERS][SOUGHT];
+    pthread_t threads[SEEKERS];
+
+    for (int i = 0; i < SEEKERS; i++)
+        CHECK_INT(pthread_create(&threads[i], NULL, seek, found[i]), 0);
+    for (int i = 0; i < SEEKERS; i++)
+        CHECK_INT(pthread_join(threads[i], NULL), 0);
+    for (int i = 1; i < SEEKERS; i++)
+        CHECK(memcmp(found[i], found[0], sizeof(found[0])) == 0);
 }
 
 int
@@ -81,6 +106,7 @@ main(void)
     RUN(a_denial_is_told_from_other_internal_errors);
     RUN(what_is_known_is_known_by_the_key);
     RUN(only_versions_that_can_be_strict_may_be);
-    RUN(too_many_keys_have_one_in_common);
+    RUN(however_many_there_are_none_is_taken_for_another);
+    RUN(threads_that_ask_at_once_get_the_same);
     return 0;
 }
