@@ -2,11 +2,13 @@
 #
 # PYTHON  the interpreter for the virtual environments (python3)
 # ARGS    more arguments for pytest, the demo or the benchmark
-# JOBS    processes of `make test`, each with brokers of its own (2)
+# JOBS    how many processes run tests that bound no time, each with brokers of its own (2)
 
 PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
+# A file's tests stay together: builds and other fixtures of theirs are made once.
+SIDE_BY_SIDE = -n $(JOBS) --dist loadfile
 VENV = .venv
 BIN = $(VENV)/bin
 BENCH_VENV = .venv-bench
@@ -125,9 +127,8 @@ build: packages $(VENV)/installed
 
 # --- tests ---
 
-# A file's tests stay together: builds and other fixtures of theirs are made once.
 test: build
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 		-m 'not slow and not timing and not wsgi' $(ARGS)
 
 test-timing: build
@@ -142,9 +143,9 @@ test-wsgi: build $(WSGI_VENV)/installed
 # With the broker's defaults, then with transient queues denied, then with nodes of
 # such a cluster killed.
 test-rabbitmq4: build $(RABBITMQ4)/made
-	$(BIN)/python -m pytest --rabbitmq-root=$(RABBITMQ4) \
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --rabbitmq-root=$(RABBITMQ4) \
 		-m 'not slow and not timing and not wsgi' $(RABBITMQ4_TESTS) $(ARGS)
-	FASTMSG_PAIRINGS=fast-fast $(BIN)/python -m pytest \
+	FASTMSG_PAIRINGS=fast-fast $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 		--rabbitmq-root=$(RABBITMQ4) --rabbitmq-strict \
 		-m 'not slow and not timing and not wsgi' -k 'not stock' \
 		$(STRICT_TESTS) $(ARGS)
@@ -159,16 +160,19 @@ test-versions: packages $(VENV)/made-tox
 	@tools/install_packages.sh lint
 	$(BIN)/python tools/run_versions.py $(ARGS)
 
+# Ends with a table: option by pairing. ARGS=--rabbitmq-root=.rabbitmq4, where make
+# test-rabbitmq4 has made one, is for RabbitMQ 4.
 test-options: build
-	$(BIN)/python -m pytest -m 'options and not wsgi' $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'options and not wsgi' $(ARGS)
 
 # What is true of other envelopes than JSON: the functional and interop tests once
 # more, whole, with each.
 test-envelopes: build
-	FASTMSG_ENVELOPE=auto $(BIN)/python -m pytest \
-		-m 'not slow and not timing' tests/functional tests/interop $(ARGS)
-	FASTMSG_ENVELOPE=msgpack $(BIN)/python -m pytest \
-		-m 'not slow and not timing' tests/functional tests/interop $(ARGS)
+	for envelope in auto msgpack; do \
+		FASTMSG_ENVELOPE=$$envelope $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
+			-m 'not slow and not timing' tests/functional tests/interop $(ARGS) \
+			|| exit 1; \
+	done
 
 test-faults: build
 	$(BIN)/python -m pytest -s tests/faults $(ARGS)

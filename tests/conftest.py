@@ -8,9 +8,11 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import private_broker
 import pytest
+from fix_cells import note_cells, print_cells
 
 with warnings.catch_warnings():
     # What other people's modules say of each other when they are imported.
@@ -55,12 +57,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[private_broker.STRICT_VARIABLE] = "1"
 
 
-def pytest_report_header() -> list[str]:
-    lines = []
+def _broker() -> str | None:
+    """Name the RabbitMQ of this run; None: there is none."""
     with contextlib.suppress(private_broker.BrokerError):
         version = ".".join(map(str, private_broker.rabbitmq_version()))
         is_strict = os.environ.get(private_broker.STRICT_VARIABLE)
-        lines.append(f"RabbitMQ: {version}{', strict' if is_strict else ''}")
+        return f"RabbitMQ {version}{', strict' if is_strict else ''}"
+    return None
+
+
+def pytest_report_header() -> list[str]:
+    lines = []
+    if broker := _broker():
+        lines.append(f"broker: {broker}")
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         lines.append(f"GIL: {'on' if sys._is_gil_enabled() else 'off'}")
     try:
@@ -68,6 +77,10 @@ def pytest_report_header() -> list[str]:
     except ModuleNotFoundError:
         return [*lines, "oslo_fastmsg: not installed"]
     return [*lines, f"oslo_fastmsg._core: {spec.origin if spec else 'not built'}"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    print_cells(terminalreporter, config, _broker() or "no broker")
 
 
 def _has_rabbitmq_4() -> bool:
@@ -86,6 +99,7 @@ def pytest_collection_modifyitems(
         names = set(getattr(item, "fixturenames", ()))
         if names & BROKER_FIXTURES:
             item.add_marker(pytest.mark.broker)
+    note_cells(items)
     if _has_rabbitmq_4():
         return
     needs_4 = [item for item in items if item.get_closest_marker("rabbitmq4")]

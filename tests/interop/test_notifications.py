@@ -5,7 +5,7 @@ import threading
 import oslo_messaging
 import pytest
 from fix_objects import wait_until
-from fix_peer import Batches, Log, Notes
+from fix_peer import Batches, Notes
 from fix_wire import envelope
 
 PRIORITIES = ["audit", "debug", "info", "warn", "error", "critical", "sample"]
