@@ -3,12 +3,21 @@
 import re
 from typing import Any
 
-__all__ = ["held_by", "named"]
+from fix_objects import wait_until
+
+__all__ = ["held_by", "named", "wait_for_consumers"]
 
 
 def named(text: str) -> str:
     """Replace the random part of a name."""
     return re.sub(r"[0-9a-f]{32}", "<id>", text)
+
+
+def wait_for_consumers(broker: Any, count: int) -> None:
+    """Wait until a broker tells of so many, also where it lists its queues: of those of
+    a quorum queue it knows there some seconds later."""
+    wait_until(lambda: len(broker.consumers()) == count)
+    wait_until(lambda: sum(row["consumers"] for row in broker.queues()) == count)
 
 
 def held_by(broker: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 
 import oslo_messaging
 import pytest
-from fix_held import held_by, named
+from fix_held import held_by, named, wait_for_consumers
 from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint, stock_takes
 from fix_proxy import Proxy
@@ -100,7 +100,7 @@ def left_by(peers, broker, topic):
 
     def do(driver, action, options):
         action(peers, driver, topic, rabbit=options)
-        wait_until(lambda: len(broker.consumers()) == ACTIONS[action])
+        wait_for_consumers(broker, ACTIONS[action])
         held = held_by(broker)
         peers.close()
         broker.reset()

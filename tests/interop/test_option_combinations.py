@@ -8,7 +8,7 @@ import pathlib
 import uuid
 
 import pytest
-from fix_held import held_by
+from fix_held import held_by, wait_for_consumers
 from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint, stock_takes
 from oslo_concurrency import lockutils
@@ -160,7 +160,7 @@ def test_the_broker_holds_what_it_holds_with_stock(fast, peers, broker, topic, r
         service.use()
         service.check()
         # Of the server, the listener and the replies; stock makes them late.
-        wait_until(lambda: len(broker.consumers()) == 5)
+        wait_for_consumers(broker, 5)
         running = held_by(broker)
         peers.close()
         wait_until(lambda: not broker.connections())
