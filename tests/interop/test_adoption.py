@@ -107,7 +107,8 @@ def test_an_exchange_that_is_not_durable_decides_as_with_stock(
 ):
     """Durable queues wanted, the exchange is not: stock makes neither durable."""
     found = {}
-    for driver in ("stock", "fast"):
+    falls_back = stock_takes("use_queue_manager", True)  # 14.0 fails
+    for driver in ("stock", "fast") if falls_back else ("fast",):
         name = f"{topic}-{driver}"
         spy.exchange(exchange)
         options = {"rabbit": DURABLE, "control_exchange": exchange}
@@ -115,9 +116,7 @@ def test_an_exchange_that_is_not_durable_decides_as_with_stock(
         client = peers.client("fast", topic=name, **options)
         assert client.call({}, "echo", arg=1) == 1
         found[driver] = broker.queue(name)["durable"]
-    if stock_takes("use_queue_manager", True):  # 18 falls back, 14.0 fails
-        assert found == {"stock": False, "fast": False}
-    assert found["fast"] is False
+    assert not any(found.values()), found
 
 
 def test_notifications_go_through_queues_that_are_there(
