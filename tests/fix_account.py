@@ -231,9 +231,13 @@ class Account:
         """
         servers = list(servers)
         deadline = time.monotonic() + within
-        while unexplained := self._unexplained(servers):
+        while True:
+            # Before looking: what happens meanwhile is a reason to look again.
             place = len(self._events)
+            unexplained = self._unexplained(servers)
             left = deadline - time.monotonic()
+            if not unexplained:
+                break
             with self._changed:
                 if left <= 0 or not self._changed.wait_for(
                     lambda place=place: len(self._events) > place, left

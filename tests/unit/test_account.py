@@ -55,6 +55,22 @@ def test_what_nobody_explains_does_not_balance(account, problem):
         account.balance(["a"], within=0)
 
 
+def test_what_happens_while_it_is_looked_at_is_seen():
+    class Late(Account):
+        """The message is executed when the account has just been looked through."""
+
+        def _unexplained(self, servers):
+            found = super()._unexplained(servers)
+            if not self.count("executed"):
+                self.note(number, "executed", "a")
+            return found
+
+    account = Late()
+    number = account.new("cast")
+    account.note(number, "confirmed")
+    assert "1 executed" in account.balance(["a"], within=60)
+
+
 def test_what_nobody_sent_does_not_balance():
     account = ended("cast", CONFIRMED, RUN)
     account.note(7, "executed", "a")
