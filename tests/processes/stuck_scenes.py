@@ -120,7 +120,9 @@ def play(peers, topic, heartbeat):
         server = start_server(peers, own_topic, options)
     if WHAT != "server":
         topic = own_topic if WHAT == "both" else topic
-        client = peers.client("fast", topic=topic, timeout=60, **options)
+        # A call to ourselves has to outlive the time that we are stuck.
+        timeout = 60 + 5 * heartbeat
+        client = peers.client("fast", topic=topic, timeout=timeout, **options)
         warm_ms = [timed_ms(client, number) for number in range(WARM_CALLS)]
     say(up=os.getpid(), topic=own_topic)
 
