@@ -1,5 +1,7 @@
 """Exchanges and queues that exist with other flags than configured."""
 
+import time
+
 import oslo_messaging
 import pytest
 from fix_objects import wait_until
@@ -78,6 +80,27 @@ def test_a_server_uses_what_is_there_and_says_so(
     assert command in caplog.text
     said = [r.getMessage() for r in caplog.records if "used as it is" in r.getMessage()]
     assert len(said) == len(set(said)) <= 3  # two queues and an exchange
+
+
+START_S = 2.0
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_server_that_uses_what_is_there_starts_in_time(
+    peers, fast, declared, topic, exchange, change
+):
+    before, after = CHANGES[change]
+    declared(before)
+
+    options = {"rabbit": after, "control_exchange": exchange}
+    start = time.monotonic()
+    peers.server(fast, TestEndpoint(), topic=topic, **options)
+    assert peers.client(fast, topic=topic, **options).call({}, "echo", arg=1) == 1
+    seconds = time.monotonic() - start
+    print(f"{change}: served after {seconds:.2f} s")
+
+    assert seconds < START_S
 
 
 def test_peers_of_both_settings_answer_each_other(
