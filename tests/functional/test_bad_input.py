@@ -15,6 +15,8 @@ from fix_objects import wait_until
 from fix_peer import Notes, TestEndpoint
 from fix_wire import MSGPACK, READS_MSGPACK, Spy, envelope, packed, payload_of, request
 
+from oslo_fastmsg import _envelope, _listener
+
 SECRET = "content-that-no-log-may-show"
 
 
@@ -529,3 +531,30 @@ def test_mutated_bodies_have_the_same_fate_as_with_stock(
     assert fates[fast][0] == fates["stock"][0]
     assert fates[fast][1] == fates["stock"][1]
     assert min(map(len, fates[fast])) > 300  # both fates are in it
+
+
+def test_what_nobody_settled_is_not_acknowledged_with_others(
+    fast, peers, topic, spy, broker, monkeypatch
+):
+    """Requests are acknowledged many at a time, but not over one that was skipped."""
+    endpoint = TestEndpoint()
+    server = peers.server(fast, endpoint, topic=topic, threads=1)
+    skipped = []
+
+    def fail(delivery):
+        raise RuntimeError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_envelope, "read_delivery", fail)
+        # Not by logging: that keeps the exception, and so the delivery.
+        patch.setattr(_listener.LOG, "exception", lambda *words: skipped.append(words))
+        odd = {"content_encoding": "us-ascii"}  # for Python to read
+        spy.send("openstack", topic, request("echo", arg="skipped"), **odd)
+        wait_until(lambda: skipped)
+    for number in range(3):
+        spy.send("openstack", topic, request("echo", arg=number))
+        endpoint.seen.wait(number + 1)
+    peers.stop(server)
+
+    assert endpoint.seen.items() == [0, 1, 2]
+    wait_until(lambda: broker.queue(topic)["messages_ready"] == 1)
