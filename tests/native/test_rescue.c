@@ -167,6 +167,29 @@ count_events(const char *text)
     return count;
 }
 
+/* Set up, and have the queue of a declaration that has waited asked for its
+ * deletion; the moment of that. */
+static int64_t
+begin_to_delete(void)
+{
+    int64_t due;
+
+    set_up(false, true);
+    due = step_at(fm_now());
+    (void)step_at(due);
+    expect_method(FM_METHOD_CHANNEL_OPEN);
+    expect_delete(true);
+    return due;
+}
+
+static void
+expect_left_alone(int64_t due)
+{
+    CHECK_INT(step_at(due + S), FM_NEVER);
+    CHECK(line_is_silent(&wire));
+    CHECK_INT(count_events("node that is down"), 0);
+}
+
 /* --- the tests --- */
 
 static void
@@ -207,18 +230,11 @@ a_dead_queue_is_deleted_when_its_declaration_has_waited(void)
 static void
 a_queue_that_answers_meanwhile_is_left_alone(void)
 {
-    int64_t due;
+    int64_t due = begin_to_delete();
 
-    set_up(false, true);
-    due = step_at(fm_now());
-    (void)step_at(due);
-    expect_method(FM_METHOD_CHANNEL_OPEN);
-    expect_delete(true);
     CHECK_INT(feed_method(&stuck, FM_METHOD_QUEUE_DECLARE_OK), FM_OK);
     refuse(406, dead);
-    CHECK_INT(step_at(due + S), FM_NEVER);
-    CHECK(line_is_silent(&wire));
-    CHECK_INT(count_events("node that is down"), 0);
+    expect_left_alone(due);
     tear_down();
 }
 
@@ -227,20 +243,13 @@ a_queue_that_answers_meanwhile_is_left_alone(void)
 static void
 a_queue_that_answers_a_little_later_is_left_alone(void)
 {
-    int64_t due;
+    int64_t due = begin_to_delete();
 
-    set_up(false, true);
-    due = step_at(fm_now());
-    (void)step_at(due);
-    expect_method(FM_METHOD_CHANNEL_OPEN);
-    expect_delete(true);
     refuse(406, dead);
     CHECK(step_at(fm_now()) > fm_now());
     CHECK(line_is_silent(&wire));
     CHECK_INT(feed_method(&stuck, FM_METHOD_QUEUE_DECLARE_OK), FM_OK);
-    CHECK_INT(step_at(due + S), FM_NEVER);
-    CHECK(line_is_silent(&wire));
-    CHECK_INT(count_events("node that is down"), 0);
+    expect_left_alone(due);
     tear_down();
 }
 
@@ -256,11 +265,7 @@ what_is_used_or_forbidden_is_asked_for_again_much_later(void)
     for (size_t i = 0; i < 2; i++) {
         int64_t due, again;
 
-        set_up(false, true);
-        due = step_at(fm_now());
-        (void)step_at(due);
-        expect_method(FM_METHOD_CHANNEL_OPEN);
-        expect_delete(true);
+        due = begin_to_delete();
         refuse(refusals[i].code, refusals[i].text);
         again = step_at(fm_now());
         CHECK(again > fm_now() + 3 * S);
@@ -288,13 +293,8 @@ what_is_to_be_durable_is_waited_for(void)
 static void
 a_channel_that_goes_is_forgotten(void)
 {
-    int64_t due;
+    int64_t due = begin_to_delete();
 
-    set_up(false, true);
-    due = step_at(fm_now());
-    (void)step_at(due);
-    expect_method(FM_METHOD_CHANNEL_OPEN);
-    expect_delete(true);
     fm_rescuer_forget(&rescuer, &stuck);
     fm_channel_reset(&stuck);
     refuse(406, dead);
