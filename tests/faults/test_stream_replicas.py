@@ -28,9 +28,12 @@ STREAMS = {
     "rabbit_interval_max": 1,
 }
 
-
 NO_REPLICA = "this node has no replica of the stream"
 MEMBERS = "maps:get(nodes, amqqueue:get_type_state(Q))"
+CHANNELS = (
+    "[Channel || Node <- [node() | nodes()], "
+    "{_, Channel} <- rpc:call(Node, ets, tab2list, [channel_created])]"
+)
 
 
 class Service:
@@ -90,7 +93,8 @@ class Service:
         """End the connection that reads; the driver may come back at once."""
         pids = {row["channel_pid"] for row in self.rows()}
         broker = self.cluster.any()
-        for row in broker.channels():
+        # Not by channels(): one whose replica was deleted may not answer for a minute.
+        for row in broker.query(CHANNELS):
             if row["pid"] in pids:
                 broker.close_connection(row["connection"])
 
