@@ -42,7 +42,10 @@ FM_MUST_CHECK bool fm_msgpack_is_named(fm_slice names);
 #define msgpack_pack_user fm_buf *
 #define msgpack_pack_append_buffer(out, data, len)                             \
     return fm_buf_append(out, data, len)
+/* The time stamps in it, which nobody writes, call this by its full name. */
+#define msgpack_pack_ext fm_msgpack_put_ext
 #include <msgpack/pack_template.h>
+#undef msgpack_pack_ext
 #undef msgpack_pack_inline_func
 #undef msgpack_pack_inline_func_cint
 #undef msgpack_pack_user

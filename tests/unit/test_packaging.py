@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -245,6 +246,19 @@ def test_missing_library_is_named_with_its_package(
     assert line == (
         f"oslo-fastmsg: cannot build without {what}: "
         f"apt install {debian} (Debian), dnf install {rpm} (RPM)"
+    )
+
+
+def test_no_source_needs_a_lenient_compiler() -> None:
+    """What is a warning up to GCC 13 is an error since, in a library's header, too."""
+    errors = ["implicit-function-declaration", "implicit-int", "int-conversion"]
+    errors += ["incompatible-pointer-types"]
+
+    succeed(
+        [os.environ.get("CC", "cc"), "-fsyntax-only", "-D_GNU_SOURCE"]
+        + ['-DFM_VERSION="0"', "-Icsrc", f"-I{sysconfig.get_path('include')}"]
+        + ["-Wsystem-headers", *(f"-Werror={error}" for error in errors)]
+        + sorted(ROOT.glob("csrc/*/*.c"))
     )
 
 
