@@ -36,19 +36,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
-import json
 import os
-import random
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -56,145 +50,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from broker_console import Console, quote
+from broker_home import (
+    HOST,
+    ROOT_VARIABLE,
+    STARTUP_S,
+    USER,
+    BrokerError,
+    Home,
+    free_port,
+    home_folder,
+    make_certificates,
+    rabbitmq_version,
+    wait_until,
+)
+
 __all__ = [
+    "ROOT_VARIABLE",
+    "STRICT",
+    "STRICT_VARIABLE",
     "BrokerError",
     "NamedBroker",
     "PrivateBroker",
     "PrivateCluster",
     "broker_from_environment",
     "free_port",
+    "home_folder",
     "rabbitmq_version",
 ]
 
-USER = "guest"
-HOST = "127.0.0.1"
-SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
-# The port mapper is ours, and Erlang's own ports are nobody else's business.
-ERL_ARGS = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
-STARTUP_S = 120.0
-COMMAND_S = 60.0
-
-ROOT_VARIABLE = "FASTMSG_RABBITMQ_ROOT"
 STRICT_VARIABLE = "FASTMSG_RABBITMQ_STRICT"
 STRICT = "deprecated_features.permit.transient_nonexcl_queues = false\n"
-PATH_IN_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-# Ends every process group whose id is in a *.pid file, then the directory,
-# when its standard input ends: when the process that made it is gone.
-KEEPER = """
-trap '' INT TERM HUP
-cat >/dev/null
-for file in "$1"/*.pid; do
-    test -s "$file" && kill -s KILL -- "-$(cat "$file")" 2>/dev/null
-done
-while ! rm -rf "$1" 2>/dev/null && test -e "$1"; do :; done
-"""
-
-# What the node is asked for, in Erlang. erl_call evaluates it in the node
-# itself, some 20 ms, where rabbitmqctl starts a virtual machine first, 1 s.
-TO_JSON = """
-To = fun F(V) when is_boolean(V); is_number(V); is_binary(V) -> V;
-         F(V) when is_atom(V) -> atom_to_binary(V, utf8);
-         F(V) when is_pid(V) -> list_to_binary(pid_to_list(V));
-         F({resource, _, _, Name}) -> Name;
-         F({table, V}) -> F(V);
-         F([{K, T, _} | _] = L) when is_binary(K), is_atom(T) ->
-             maps:from_list([{Key, F(V)} || {Key, _, V} <- L]);
-         F([{K, _} | _] = L) when is_atom(K) ->
-             maps:from_list([{Key, F(V)} || {Key, V} <- L]);
-         F(V) when is_list(V) -> [F(E) || E <- V];
-         F(V) when is_map(V) -> maps:map(fun(_, E) -> F(E) end, V);
-         F(V) -> list_to_binary(io_lib:format("~p", [V]))
-     end,
-"""
-
-
-class BrokerError(Exception):
-    """The broker could not be started, or did not do what it was asked."""
-
-
-def free_port() -> int:
-    """Find a port of 127.0.0.1 that nobody listens on.
-
-    From below the range that the kernel gives to clients, so that no
-    connection takes it before its server does.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20000, 32000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-
-
-def _root() -> Path | None:
-    """Where the RabbitMQ is that is to be used; None: in this system."""
-    name = os.environ.get(ROOT_VARIABLE)
-    return Path(name).resolve() if name else None
-
-
-def _scripts(root: Path | None) -> str:
-    """Give the directory of RabbitMQ's commands, as seen from within the root."""
-    found = sorted(glob.glob(f"{root or ''}{SCRIPTS}"))
-    if root is not None:
-        if not found or not (root / "usr/bin/erl_call").exists():
-            raise BrokerError(f"no RabbitMQ in {root}: tools/make_rabbitmq_root.sh")
-        return found[-1].removeprefix(str(root))
-    if not found or shutil.which("erl") is None or shutil.which("erl_call") is None:
-        raise BrokerError("no RabbitMQ here: apt install rabbitmq-server")
-    return found[-1]
-
-
-def rabbitmq_version() -> tuple[int, ...]:
-    """Tell the version of the RabbitMQ that is used, by its directory."""
-    folder = Path(_scripts(_root())).parent.name
-    return tuple(int(part) for part in re.findall(r"\d+", folder.partition("-")[2]))
-
-
-def home_folder() -> Path:
-    """Tell where nodes have their directories."""
-    root = _root()
-    return root / "tmp" if root is not None else Path(tempfile.gettempdir())
-
-
-def _new_name() -> str:
-    return f"fm{secrets.token_hex(4)}@localhost"
-
-
-def _make_certificates(folder: Path) -> None:
-    """Make a CA (``ca.pem``) and what it has signed: for 127.0.0.1 (``server.pem``
-    and ``.key``), and for the user guest (``client.pem`` and ``.key``)."""
-    names = folder / "server.ext"
-    names.write_text(f"subjectAltName = IP:{HOST}, DNS:localhost\n")
-    make_key = ["req", "-newkey", "rsa:2048", "-nodes", "-keyout"]
-    for arguments in (
-        [*make_key, "ca.key", "-x509", "-days", "2", "-subj", "/CN=CA", "-out"]
-        + ["ca.pem"],
-        [*make_key, "server.key", "-subj", "/CN=localhost", "-out", "server.csr"],
-        ["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key"]
-        + ["-set_serial", "1", "-days", "2", "-extfile", names.name]
-        + ["-out", "server.pem"],
-        [*make_key, "client.key", "-subj", f"/CN={USER}", "-out", "client.csr"],
-        ["x509", "-req", "-in", "client.csr", "-CA", "ca.pem", "-CAkey", "ca.key"]
-        + ["-set_serial", "2", "-days", "2", "-out", "client.pem"],
-    ):
-        try:
-            subprocess.run(
-                ["openssl", *arguments],
-                cwd=folder,
-                check=True,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=COMMAND_S,
-            )
-        except FileNotFoundError:
-            raise BrokerError("no openssl here: apt install openssl") from None
-        except subprocess.CalledProcessError as error:
-            raise BrokerError(f"openssl {arguments[0]}: {error.stderr!r}") from None
-
+# The port mapper is ours, and Erlang's own ports are nobody else's business.
+ERL_ARGS = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 
 # In the node's log. Up to RabbitMQ 3 the connection's pid precedes its name, which is
 # in brackets then.
@@ -204,144 +92,8 @@ _LOGIN = re.compile(
 )
 
 
-def _quote(text: str) -> str:
-    """Write an Erlang binary."""
-    return "<<" + ",".join(map(str, text.encode())) + ">>"
-
-
-def _children(pid: int) -> list[int]:
-    """Tell who descends from a process, itself not included."""
-    found = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            text = Path(f"/proc/{pid}/task/{task}/children").read_text()
-            for child in map(int, text.split()):
-                found += [child, *_children(child)]
-    return found
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def _wait_until(condition: Any, timeout: float, what: str) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise BrokerError(f"{what}: not within {timeout:.0f} s")
-        time.sleep(0.01)
-
-
-class _Home:
-    """The directory, the port mapper and the keeper of one or more nodes."""
-
-    def __init__(self) -> None:
-        self.root = _root()
-        self.scripts = _scripts(self.root)
-        self.path = Path(tempfile.mkdtemp(prefix="oslo-fastmsg-", dir=home_folder()))
-        self.epmd_port = free_port()
-        self.users = 0
-        self._lock = threading.Lock()  # the nodes of a cluster start at once
-        cookie = self.path / ".erlang.cookie"
-        cookie.write_text(secrets.token_hex(16).upper())
-        cookie.chmod(0o400)
-        self.environment = {
-            "HOME": self.inside(self.path),
-            "PATH": PATH_IN_ROOT if self.root else os.environ.get("PATH", os.defpath),
-            "LANG": "C.UTF-8",
-            "ERL_EPMD_PORT": str(self.epmd_port),
-            "ERL_EPMD_ADDRESS": HOST,
-        }
-        # A child that was forked, and did not exec, holds the pipe as well:
-        # so it ends the keeper's wait, but nobody here waits for that.
-        self.owner_pid = os.getpid()
-        self._keeper = subprocess.Popen(
-            ["/bin/sh", "-c", KEEPER, "keeper", str(self.path)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            cwd="/",
-        )
-        self._epmd: subprocess.Popen[bytes] | None = None
-
-    def open(self) -> None:
-        with self._lock:
-            self.users += 1
-            if self._epmd is None:
-                self._epmd = self.spawn("epmd", ["epmd"], {})
-                _wait_until(self._epmd_answers, 20, "start of epmd")
-
-    def _epmd_answers(self) -> bool:
-        assert self._epmd is not None
-        if self._epmd.poll() is not None:
-            raise BrokerError(f"epmd ended: {self.tail('epmd')}")
-        with socket.socket() as probe:
-            return probe.connect_ex((HOST, self.epmd_port)) == 0
-
-    def inside(self, path: Path) -> str:
-        """Tell what processes of the node call a path."""
-        if self.root is None:
-            return str(path)
-        return f"/{path.relative_to(self.root)}"
-
-    def command(self, words: Sequence[str]) -> list[str]:
-        """Give the command that runs one of the node's, in the same process."""
-        if self.root is None:
-            return list(words)
-        if os.geteuid() == 0:
-            return ["chroot", str(self.root), *words]
-        return ["unshare", "--map-root-user", f"--root={self.root}", *words]
-
-    def spawn(
-        self, name: str, command: list[str], environment: dict[str, str]
-    ) -> subprocess.Popen[bytes]:
-        """Start a process with a group of its own that the keeper knows."""
-        with open(self.path / f"{name}.out", "ab") as output:
-            process = subprocess.Popen(
-                # The pid file is there before the process is: nothing can be
-                # started and not known.
-                ["/bin/sh", "-c", 'echo $$ >"$0"; exec "$@"']
-                + [str(self.path / f"{name}.pid"), *self.command(command)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**self.environment, **environment},
-                cwd=self.path,
-                start_new_session=True,
-            )
-        return process
-
-    def end(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """Kill a process and all that descends from it; wait for them."""
-        family = _children(process.pid)
-        for pid in [process.pid, *family]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        _wait_until(
-            lambda: not any(map(_is_alive, family)), 20, f"end of {name}'s children"
-        )
-        (self.path / f"{name}.pid").unlink(missing_ok=True)
-
-    def tail(self, name: str) -> str:
-        text = (self.path / f"{name}.out").read_text(errors="replace")
-        return "\n".join(text.strip().splitlines()[-25:])
-
-    def close(self) -> None:
-        """One node less; after the last one nothing is left."""
-        with self._lock:
-            self.users -= 1
-            if self.users > 0:
-                return
-        if self._epmd is not None:
-            self.end("epmd", self._epmd)
-            self._epmd = None
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._keeper.kill()
-        self._keeper.communicate()
+def _new_name() -> str:
+    return f"fm{secrets.token_hex(4)}@localhost"
 
 
 class NamedBroker:
@@ -376,7 +128,7 @@ def broker_from_environment() -> NamedBroker | PrivateBroker:
     return NamedBroker(url) if url else PrivateBroker()
 
 
-class PrivateBroker:
+class PrivateBroker(Console):
     """One RabbitMQ node. Threads may ask it at once, one may steer it."""
 
     user = USER
@@ -390,7 +142,7 @@ class PrivateBroker:
         virtual_host: str = "/",
         tls: bool = False,
         plugins: Sequence[str] = (),
-        _home: _Home | None = None,
+        _home: Home | None = None,
         _name: str | None = None,
     ) -> None:
         """Start nothing yet.
@@ -401,6 +153,7 @@ class PrivateBroker:
             command openssl.
         :param plugins: of RabbitMQ's own, to be enabled.
         """
+        super().__init__()
         self.virtual_host = virtual_host
         self.port = 0
         self.name = ""
@@ -415,7 +168,6 @@ class PrivateBroker:
         self._fixed_name = _name
         self._is_open = False
         self._is_paused = False
-        self._exhausted: set[str] = set()
         self._node: subprocess.Popen[bytes] | None = None
         self._dist_port = 0
 
@@ -440,7 +192,7 @@ class PrivateBroker:
         if self._node is not None:
             return
         if self._home is None:
-            self._home = _Home()
+            self._home = Home()
         try:
             if not self._is_open:
                 self._is_open = True
@@ -506,17 +258,13 @@ class PrivateBroker:
         if not self._has_tls:
             return ""
         self.tls_port = free_port()
-        _make_certificates(self._data)
+        make_certificates(self._data)
         return (
             f"listeners.ssl.1 = {HOST}:{self.tls_port}\n"
             f"ssl_options.cacertfile = {self._inside(Path(self.ca_file))}\n"
             f"ssl_options.certfile = {self._inside(self._data / 'server.pem')}\n"
             f"ssl_options.keyfile = {self._inside(self._data / 'server.key')}\n"
         )
-
-    def _inside(self, path: Path) -> str:
-        assert self._home is not None
-        return self._home.inside(path)
 
     def _environment(self) -> dict[str, str]:
         data = PurePosixPath(self._inside(self._data))
@@ -551,7 +299,7 @@ class PrivateBroker:
         command = [os.path.join(self._home.scripts, "rabbitmq-server")]
         self._node = self._home.spawn(self.name, command, self._environment())
         self.pid = self._node.pid
-        _wait_until(self._is_ready, STARTUP_S, "start of RabbitMQ")
+        wait_until(self._is_ready, STARTUP_S, "start of RabbitMQ")
 
     def _is_ready(self) -> bool:
         """Tell whether the node says so itself; waits if it is just starting."""
@@ -686,321 +434,6 @@ class PrivateBroker:
             found += [name for _, name in _LOGIN.findall(text)]
         return found
 
-    # --- questions and orders ---
-
-    def known(self) -> list[str]:
-        """Tell the nodes of the cluster that run, by what this one knows."""
-        return list(self.query("rabbit_nodes:all_running()"))
-
-    def rabbitmqctl(self, *arguments: str) -> str:
-        """Run Debian's rabbitmqctl against this node; give what it prints."""
-        assert self._home is not None
-        command = [os.path.join(self._home.scripts, "rabbitmqctl"), "-q"]
-        command += ["-n", self.name]
-        return self._run([*command, *arguments], None)
-
-    def evaluate(self, expression: str) -> str:
-        """Evaluate Erlang in the node; give the value as Erlang prints it."""
-        for is_last in (False, True):
-            # A name of its own, or two calls at once would share one.
-            caller = f"call{secrets.token_hex(4)}"
-            command = ["erl_call", "-n", self.name, "-c", self._cookie()]
-            command += ["-timeout", "60", "-h", caller, "-e"]
-            try:
-                answer = self._run(command, f"{expression}.\n").strip()
-                break
-            except BrokerError as error:
-                # A busy node may miss the time of a handshake.
-                if is_last or "failed to connect" not in str(error):
-                    raise
-        if not answer.startswith("{ok, ") or not answer.endswith("}"):
-            raise BrokerError(f"{expression!r}: {answer}")
-        return answer[len("{ok, ") : -1]
-
-    def _cookie(self) -> str:
-        assert self._home is not None
-        return (self._home.path / ".erlang.cookie").read_text()
-
-    def _run(self, command: list[str], given: str | None) -> str:
-        assert self._home is not None
-        try:
-            done = subprocess.run(
-                self._home.command(command),
-                input=given or "",
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_S,
-                env={**self._home.environment, **self._environment()},
-            )
-        except subprocess.TimeoutExpired:
-            raise BrokerError(f"{command[0]}: no answer") from None
-        if done.returncode != 0:
-            raise BrokerError(f"{command[0]}: {done.stdout}{done.stderr}".strip())
-        return done.stdout
-
-    def query(self, expression: str) -> Any:
-        """Evaluate Erlang in the node; give the value as JSON has it.
-
-        Property lists and AMQP tables become dicts, atoms strings.
-        """
-        # Through a file: erl_call prints terms, and escapes as it likes.
-        answer = self._data / f"answer-{secrets.token_hex(4)}"
-        try:
-            # Bound to a name first: nothing of ours must be in its scope.
-            self.evaluate(
-                f"Asked = ({expression}), {TO_JSON}"
-                f"file:write_file({_quote(self._inside(answer))}, "
-                "rabbit_json:encode(#{asked => To(Asked)}))"
-            )
-            return json.loads(answer.read_text())["asked"]
-        finally:
-            answer.unlink(missing_ok=True)
-
-    def _listing(self, expression: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.query(expression)
-        for row in rows:
-            for key in ("arguments", "client_properties"):
-                if key in row and not row[key]:
-                    row[key] = {}  # Erlang's empty list is both
-        return rows
-
-    def queues(self) -> list[dict[str, Any]]:
-        """Tell each queue's name, durable, auto_delete, exclusive, arguments,
-        messages, messages_ready, messages_unacknowledged, consumers."""
-        rows = self._listing(
-            f"rabbit_amqqueue:info_all({_quote(self.virtual_host)}, "
-            "[name, durable, auto_delete, exclusive, arguments, messages, "
-            "messages_ready, messages_unacknowledged, consumers])"
-        )
-        for row in rows:
-            # RabbitMQ 4 says so of each queue that was declared without a type.
-            if row["arguments"].get("x-queue-type") == "classic":
-                del row["arguments"]["x-queue-type"]
-        return sorted(rows, key=lambda row: str(row["name"]))
-
-    def queue(self, name: str) -> dict[str, Any] | None:
-        """Give the row of :meth:`queues` with this name, None without one."""
-        return next((row for row in self.queues() if row["name"] == name), None)
-
-    def exchanges(self) -> list[dict[str, Any]]:
-        """Tell each exchange's name, type, durable, auto_delete, internal,
-        arguments; those that every virtual host has are left out."""
-        rows = self._listing(
-            f"rabbit_exchange:info_all({_quote(self.virtual_host)}, "
-            "[name, type, durable, auto_delete, internal, arguments])"
-        )
-        rows = [
-            row for row in rows if row["name"] and not row["name"].startswith("amq.")
-        ]
-        return sorted(rows, key=lambda row: str(row["name"]))
-
-    def bindings(self) -> list[dict[str, Any]]:
-        """Tell each binding's source_name, destination_name, routing_key,
-        arguments; those of the default exchange are left out."""
-        rows = self._listing(
-            f"rabbit_binding:info_all({_quote(self.virtual_host)}, "
-            "[source_name, destination_name, routing_key, arguments])"
-        )
-        return [row for row in rows if row["source_name"]]
-
-    def connections(self) -> list[dict[str, Any]]:
-        """Tell each connection's pid, node, name, user, vhost, state, channels,
-        auth_mechanism, timeout, frame_max, client_properties."""
-        return self._listing(
-            # Without those that end while they are asked.
-            "rabbit_misc:filter_exit_map(fun(P) -> "
-            "[{pid, P}, {node, node(P)} | rabbit_networking:connection_info(P, "
-            "[name, user, vhost, state, channels, auth_mechanism, timeout, "
-            "frame_max, channel_max, client_properties])] end, "
-            "rabbit_networking:connections())"
-        )
-
-    def channels(self) -> list[dict[str, Any]]:
-        """Tell each channel's pid, connection, number, confirm, consumer_count,
-        prefetch_count, messages_unacknowledged, messages_unconfirmed."""
-        return self._listing(
-            "rabbit_channel:info_all([pid, connection, number, confirm, "
-            "consumer_count, prefetch_count, messages_unacknowledged, "
-            "messages_unconfirmed])"
-        )
-
-    def consumers(self) -> list[dict[str, Any]]:
-        """Tell each consumer's queue_name, consumer_tag, channel_pid, node (its
-        connection's), ack_required, prefetch_count, arguments."""
-        return self._listing(
-            "[[{node, node(proplists:get_value(channel_pid, C))} | C] || C <- "
-            f"rabbit_amqqueue:consumers_all({_quote(self.virtual_host)})]"
-            # Those of streams are in the channels' own metrics alone.
-            " ++ [[{node, node(P)}, {queue_name, N}, {channel_pid, P}, "
-            "{consumer_tag, T}, {ack_required, A}, {prefetch_count, C}, "
-            "{arguments, Args}] || {{N, P, T}, _, A, C, _, _, Args} <- "
-            "lists:append([rpc:call(Node, ets, tab2list, [consumer_created]) "
-            "|| Node <- [node() | nodes()]]), {ok, Q} <- [rabbit_amqqueue:lookup(N)], "
-            "amqqueue:get_type(Q) =:= rabbit_stream_queue, "
-            # Which keep what has ended for a while.
-            "rpc:call(node(P), erlang, is_process_alive, [P])]"
-        )
-
-    def add_vhost(self, name: str) -> None:
-        """Make a virtual host, and let guest use it."""
-        self.evaluate(f"rabbit_vhost:add({_quote(name)}, {_quote('test')})")
-        self.set_permissions(self.user, name)
-
-    def delete_vhost(self, name: str) -> None:
-        """Remove a virtual host with everything in it."""
-        self.evaluate(f"rabbit_vhost:delete({_quote(name)}, {_quote('test')})")
-
-    def add_user(self, name: str, password: str, *, vhost: str | None = None) -> None:
-        """Make a user who may do everything in one virtual host."""
-        self.evaluate(
-            f"rabbit_auth_backend_internal:add_user({_quote(name)}, "
-            f"{_quote(password)}, {_quote('test')})"
-        )
-        self.set_permissions(name, self.virtual_host if vhost is None else vhost)
-
-    def set_permissions(
-        self,
-        user: str,
-        vhost: str,
-        configure: str = ".*",
-        write: str = ".*",
-        read: str = ".*",
-    ) -> None:
-        """Set what a user may do, as three regular expressions."""
-        texts = (user, vhost, configure, write, read, "test")
-        self.evaluate(
-            "rabbit_auth_backend_internal:set_permissions("
-            f"{', '.join(map(_quote, texts))})"
-        )
-
-    def delete_queue(self, name: str) -> None:
-        """Delete a queue, as an operator or its expiry would."""
-        self.evaluate(
-            f"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({self._r('queue', name)})),"
-            f" rabbit_amqqueue:delete(Q, false, false, {_quote('test')}), ok"
-        )
-
-    def delete_exchange(self, name: str) -> None:
-        """Delete an exchange with its bindings."""
-        self.evaluate(
-            f"rabbit_exchange:delete(rabbit_misc:r({self._r('exchange', name)}),"
-            f" false, {_quote('test')}), ok"
-        )
-
-    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
-        """Delete a binding, as whoever may configure the queue can."""
-        exchange, queue = self._r("exchange", exchange), self._r("queue", queue)
-        self.evaluate(
-            f"rabbit_binding:remove({{binding, rabbit_misc:r({exchange}), "
-            f"{_quote(routing_key)}, rabbit_misc:r({queue}), []}}, {_quote('test')})"
-        )
-
-    def purge_queue(self, name: str) -> None:
-        """Drop the messages of a queue that are not out for delivery."""
-        self.evaluate(
-            f"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({self._r('queue', name)})),"
-            " rabbit_amqqueue:purge(Q), ok"
-        )
-
-    def _r(self, kind: str, name: str) -> str:
-        return f"{_quote(self.virtual_host)}, {kind}, {_quote(name)}"
-
-    def close_connection(self, pid: str, reason: str = "closed by the test") -> None:
-        """Close a connection as an operator does (connection.close 320).
-
-        :param pid: as in :meth:`connections`.
-        """
-        self.evaluate(
-            f'rabbit_networking:close_connection(list_to_pid("{pid}"), "{reason}"), ok'
-        )
-
-    def close_connections(self, reason: str = "closed by the test") -> int:
-        """Close every connection as an operator does; tell how many there
-        were. One whose client does not answer stays for half a minute."""
-        return int(
-            self.evaluate(
-                "length([rabbit_networking:close_connection(P, "
-                f'"{reason}") || P <- rabbit_networking:connections()])'
-            )
-        )
-
-    def drop_connections(self) -> int:
-        """End every connection at once and without a word, as a network does;
-        tell how many there were. Who is connected need not answer."""
-        return int(
-            self.evaluate(
-                "length([begin M = monitor(process, P), exit(P, kill), "
-                "receive {'DOWN', M, _, _, _} -> ok after 10000 -> ok end end"
-                " || P <- rabbit_networking:connections()])"
-            )
-        )
-
-    def set_alarm(self, resource: str = "memory") -> None:
-        """Have the node believe that it is short of memory or disk, so that
-        it blocks whoever publishes."""
-        self.evaluate(
-            f"rabbit_alarm:set_alarm({{{{resource_limit, {resource}, node()}}, []}}), ok"
-        )
-
-    def clear_alarm(self, resource: str = "memory") -> None:
-        """Take :meth:`set_alarm` back."""
-        self.evaluate(
-            f"rabbit_alarm:clear_alarm({{resource_limit, {resource}, node()}}), ok"
-        )
-
-    def exhaust(self, resource: str = "memory") -> None:
-        """Have the node be short of memory or disk by the limits that an
-        operator sets: it blocks whoever publishes. :meth:`relieve` ends it."""
-        self._exhausted.add(resource)
-        if resource == "memory":
-            # Less than any node has in use.
-            self.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1MB")
-        else:
-            self.rabbitmqctl("set_disk_free_limit", "1000000GB")
-
-    def relieve(self, resource: str = "memory") -> None:
-        """Take :meth:`exhaust` back."""
-        if resource == "memory":
-            self.rabbitmqctl("set_vm_memory_high_watermark", "0.6")
-        else:
-            self.rabbitmqctl("set_disk_free_limit", "1MB")
-        self._exhausted.discard(resource)
-
-    def publish(self, queue: str, body: bytes) -> None:
-        """Publish from within the node, which no alarm holds up."""
-        exchange = f"rabbit_misc:r({self._r('exchange', '')})"
-        properties = (
-            '[{content_type, <<"application/json">>}, {content_encoding, <<"utf-8">>}]'
-        )
-        codes = f"<<{','.join(map(str, body))}>>"
-        if rabbitmq_version() < (4,):
-            self.evaluate(
-                f"rabbit_basic:publish({exchange}, {_quote(queue)}, {properties}, "
-                f"{codes}), ok"
-            )
-            return
-        self.evaluate(
-            f"{{ok, M}} = mc_amqpl:message({exchange}, {_quote(queue)}, "
-            f"rabbit_basic:build_content(rabbit_basic:properties({properties}), "
-            f"{codes})), rabbit_queue_type:publish_at_most_once({exchange}, M), ok"
-        )
-
-    def reset(self) -> None:
-        """Drop all connections and delete all queues and exchanges of the
-        virtual host, as between two tests."""
-        for resource in list(self._exhausted):
-            self.relieve(resource)
-        self.clear_alarm("memory")
-        self.clear_alarm("disk")
-        self.drop_connections()
-        vhost = _quote(self.virtual_host)
-        self.evaluate(
-            f"[rabbit_amqqueue:delete(Q, false, false, {_quote('test')})"
-            f" || Q <- rabbit_amqqueue:list({vhost})], ok"
-        )
-        for exchange in self.exchanges():
-            self.delete_exchange(exchange["name"])
-
 
 class PrivateCluster:
     """Several nodes joined to one cluster, in one home.
@@ -1034,7 +467,7 @@ class PrivateCluster:
 
     def start(self) -> None:
         """Start all nodes at once and wait until they are one cluster."""
-        home = _Home()
+        home = Home()
         names = [_new_name() for _ in range(self._size)]
         # A node that was cut off must not go on by itself, or what it knows
         # differs from the others' for good.
@@ -1085,7 +518,7 @@ class PrivateCluster:
                 for queue in queues
             )
 
-        _wait_until(is_whole, timeout, f"a cluster of {', '.join(names)}")
+        wait_until(is_whole, timeout, f"a cluster of {', '.join(names)}")
 
     # --- nodes ---
 
@@ -1137,7 +570,7 @@ class PrivateCluster:
         have it) and online (those where its process runs)."""
         rows = self.any().query(
             "[[{name, N} | rabbit_quorum_queue:info(Q, [leader, members, online])]"
-            f" || Q <- rabbit_amqqueue:list({_quote(self.virtual_host)}),"
+            f" || Q <- rabbit_amqqueue:list({quote(self.virtual_host)}),"
             " N <- [amqqueue:get_name(Q)], amqqueue:get_type(Q) =:= rabbit_quorum_queue]"
         )
         return list(rows)
@@ -1145,7 +578,7 @@ class PrivateCluster:
     def homes(self) -> dict[str, str]:
         """Tell the node of each queue, its leader's for a quorum queue; those
         whose node does not run are told as well."""
-        vhost = _quote(self.virtual_host)
+        vhost = quote(self.virtual_host)
         rows = self.any().query(
             "[[{name, amqqueue:get_name(Q)}, {home, amqqueue:qnode(Q)}]"
             f" || Q <- rabbit_amqqueue:list({vhost})"
