@@ -7,22 +7,18 @@ import time
 
 import pytest
 from fix_objects import wait_until
-from fix_peer import TestEndpoint, stock_takes
+from fix_peer import TestEndpoint
+from fix_streams import STREAMS, needs_streams
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.options("rabbit_stream_fanout"),
     pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        not stock_takes("rabbit_stream_fanout", True),
-        reason="streams came with oslo.messaging 14.7",
-    ),
+    needs_streams,
 ]
 
-STREAMS = {
-    "rabbit_stream_fanout": True,
-    "rabbit_transient_quorum_queue": True,
-    "rabbit_qos_prefetch_count": 5,
+QUICK = {
+    **STREAMS,
     "kombu_reconnect_delay": 0,
     "rabbit_retry_backoff": 0,
     "rabbit_interval_max": 1,
@@ -45,8 +41,8 @@ class Service:
         self.endpoint = TestEndpoint()
         self.sent = 0
         # The server first: it makes the stream, on all nodes.
-        peers.server("fast", self.endpoint, topic=topic, rabbit=STREAMS, **options)
-        client = peers.client("fast", topic=topic, rabbit=STREAMS)
+        peers.server("fast", self.endpoint, topic=topic, rabbit=QUICK, **options)
+        client = peers.client("fast", topic=topic, rabbit=QUICK)
         self._fanout = client.prepare(fanout=True)
         wait_until(self.nodes)
         wait_until(lambda: self.members() == {n.name for n in cluster.nodes}, 30)

@@ -13,7 +13,8 @@ import traceback
 import oslo_messaging
 import pytest
 from fix_objects import wait_until
-from fix_peer import Notes, TestEndpoint, stock_takes
+from fix_peer import Notes, TestEndpoint
+from fix_streams import needs_streams
 from fix_wire import envelope, payload_of
 from oslo_config import cfg
 
@@ -384,9 +385,7 @@ def test_a_call_that_is_refused_all_the_time_says_so_at_its_timeout(
         client.call({}, "echo")
 
 
-@pytest.mark.skipif(
-    not stock_takes("rabbit_stream_fanout", True), reason="streams came with 14.7"
-)
+@needs_streams
 def test_streams_without_their_conditions_are_refused_as_by_stock(fast, peers, topic):
     client = peers.client(fast, topic=topic, rabbit={"rabbit_stream_fanout": True})
 

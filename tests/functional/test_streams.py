@@ -8,21 +8,11 @@ import itertools
 
 import pytest
 from fix_objects import wait_until
-from fix_peer import TestEndpoint, stock_takes
+from fix_peer import TestEndpoint
+from fix_streams import STREAMS, needs_streams
 
-pytestmark = [
-    pytest.mark.options("rabbit_stream_fanout"),
-    pytest.mark.skipif(
-        not stock_takes("rabbit_stream_fanout", True),
-        reason="streams came with oslo.messaging 14.7",
-    ),
-]
+pytestmark = [pytest.mark.options("rabbit_stream_fanout"), needs_streams]
 
-STREAMS = {
-    "rabbit_stream_fanout": True,
-    "rabbit_transient_quorum_queue": True,
-    "rabbit_qos_prefetch_count": 5,
-}
 QUICK = {
     **STREAMS,
     "kombu_reconnect_delay": 0.05,
