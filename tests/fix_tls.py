@@ -43,7 +43,7 @@ class Authority:
 
         :param name: of its files.
         :param names: what it is for, as subjectAltName; empty for none.
-        :param days: of validity; below 0 it is over.
+        :param days: of validity; with 0 it is over at once.
         """
         request = str(self._folder / f"{name}.csr")
         chain = str(self._folder / f"{name}.pem")

@@ -44,7 +44,7 @@ def certificates(authority, stranger):
         "good": authority.sign("good"),
         "another name": authority.sign("other", "DNS:other.example, IP:127.0.0.9"),
         "another authority": stranger.sign("strange"),
-        "expired": authority.sign("old", days=-1),
+        "expired": authority.sign("old", days=0),
     }
 
 

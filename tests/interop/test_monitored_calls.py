@@ -26,11 +26,11 @@ def test_a_monitored_call_may_be_short(peers, pairing, topic):
 def test_a_failure_of_a_monitored_call_arrives(peers, pairing, topic):
     class Endpoint:
         def late(self, ctxt):
-            time.sleep(1.5)  # long enough for one sign of life
+            time.sleep(2.5)  # long enough for one sign of life
             raise KeyError("late")
 
     peers.server(pairing.receiver, Endpoint(), topic=topic)
-    client = peers.client(pairing.sender, topic=topic, monitor=2)
+    client = peers.client(pairing.sender, topic=topic, monitor=4)
 
     with pytest.raises(KeyError, match="late"):
         client.call({}, "late")

@@ -5,6 +5,7 @@ This is what sees a wrong reference count or a read past the end in
 """
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,15 @@ def find_library(name: str) -> str:
     path = subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True)
     assert os.path.isabs(path.strip()), f"gcc has no {name}"
     return path.strip()
+
+
+def deepen_the_stack() -> None:
+    """ASan's frames are larger than what Python's limit of recursion counts with."""
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = 64 * 1024 * 1024
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 def test_unit_tests_pass_under_address_sanitizer() -> None:
@@ -44,6 +54,7 @@ def test_unit_tests_pass_under_address_sanitizer() -> None:
         # others measure memory, of which ASan sets aside what was freed.
         + ["--ignore=tests/unit/test_packaging.py", "--ignore-glob=*_leaks.py"],
         cwd=ROOT,
+        preexec_fn=deepen_the_stack,
         env={
             **os.environ,
             "PYTHONPATH": str(library),
