@@ -183,18 +183,6 @@ def lose_a_consumer(peers, proxy, broker, topic, account, how):
             moment = proxy.inject(
                 "channel.close", code, text, 60, 80, link=link, channel=channel
             )
-        if how == "expired":
-            # The broker takes its time with that, which may be more than a call has.
-            account.excuse(
-                "raised",
-                "the broker was out of reach",
-                lambda it: (
-                    not it.at("executed")
-                    and it.at("sent") < moment
-                    and "not connected to the broker" in it.all("raised")[0].detail
-                ),
-                limit=8,
-            )
         consumed = seen(
             proxy,
             "basic.consume",
