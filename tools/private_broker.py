@@ -593,14 +593,17 @@ def main() -> int:
     )
     parser.add_argument("--scheme", default="rabbit", help="of the URL that is printed")
     scheme = parser.parse_args().scheme
+    ends = (signal.SIGTERM, signal.SIGINT)
     # By way of an exception, so that a node that is just starting ends too.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ends:
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         with PrivateBroker() as broker:
+            # One that came just before signal.pause() would be slept through.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             print(broker.url(scheme), flush=True)
-            while True:
-                signal.pause()
+            signal.sigwait(ends)
+            return 0
     except BrokerError as error:
         print(error, file=sys.stderr)
         return 1
