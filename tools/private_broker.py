@@ -599,7 +599,7 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         with PrivateBroker() as broker:
-            # One that came just before signal.pause() would be slept through.
+            # Not signal.pause(), which sleeps through one that came just before it.
             signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             print(broker.url(scheme), flush=True)
             signal.sigwait(ends)
